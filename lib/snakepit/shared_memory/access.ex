@@ -1,0 +1,195 @@
+defmodule Snakepit.SharedMemory.Access do
+  @moduledoc false
+  # Reading and writing, in the calling process: the row for the native resource, then the memory. No process hop.
+
+  alias Snakepit.Native
+  alias Snakepit.SharedMemory.{Error, Instance, Manager, Region, Registry, Telemetry, Waiters}
+
+  # Up to here a copy takes some tens of microseconds, and stays on the scheduler.
+  @small 256 * 1024
+  # Nobody announces that a reader has finished; who waits for one looks again this often.
+  @poll 20
+
+  @spec write(Region.t(), non_neg_integer(), iodata(), timeout()) :: :ok | {:error, Error.t()}
+  def write(region, offset, iodata, timeout) do
+    with {:ok, vector, length} <- to_vector(region, iodata),
+         {:ok, instance, segment} <- target(region, :write),
+         :ok <- check_range(region, offset, length, :write),
+         :ok <- check_mode(instance, region) do
+      Telemetry.measure(instance, :write, region.id, length, fn ->
+        operation = if length <= @small, do: &Native.segment_write/3, else: &Native.segment_write_dirty/3
+        attempt = fn -> operation.(segment, offset, vector) end
+
+        with {:ok, _generation} <- patiently(instance, region.id, timeout, :write, attempt) do
+          Waiters.notify(instance, region.id)
+        end
+      end)
+    end
+  end
+
+  @spec read(Region.t(), non_neg_integer(), non_neg_integer(), timeout()) :: {:ok, binary()} | {:error, Error.t()}
+  def read(region, offset, length, timeout) do
+    with {:ok, instance, segment} <- target(region, :read),
+         :ok <- check_range(region, offset, length, :read) do
+      Telemetry.measure(instance, :read, region.id, length, fn ->
+        operation = if length <= @small, do: &Native.segment_read/3, else: &Native.segment_read_dirty/3
+        patiently(instance, region.id, timeout, :read, fn -> operation.(segment, offset, length) end)
+      end)
+    end
+  end
+
+  @spec view(Region.t(), non_neg_integer(), non_neg_integer()) :: {:ok, binary()} | {:error, Error.t()}
+  def view(region, offset, length) do
+    with {:ok, instance, segment} <- target(region, :view),
+         :ok <- check_range(region, offset, length, :view) do
+      Telemetry.measure(instance, :view, region.id, length, fn ->
+        case Native.segment_view(segment, offset, length) do
+          {:ok, binary} -> {:ok, binary}
+          # Memory that somebody could truncate is never mapped: a copy of what is sealed is as good, only slower.
+          {:error, {:not_zero_copy, _}} -> copy(segment, offset, length, region.id)
+          failure -> Error.from_native(failure, :view, region.id)
+        end
+      end)
+    end
+  end
+
+  defp copy(segment, offset, length, id) do
+    operation = if length <= @small, do: &Native.segment_read/3, else: &Native.segment_read_dirty/3
+    with {:error, _} = failure <- operation.(segment, offset, length), do: Error.from_native(failure, :view, id)
+  end
+
+  @spec fill(Region.t(), Path.t(), non_neg_integer(), non_neg_integer()) :: :ok | {:error, Error.t()}
+  def fill(region, path, file_offset, length) do
+    with {:ok, instance, segment} <- target(region, :write) do
+      Telemetry.measure(instance, :write, region.id, length, fn ->
+        with {:ok, _} <- or_error(Native.segment_fill_dirty(segment, path, file_offset, length), :from_file, region.id),
+             do: Waiters.notify(instance, region.id)
+      end)
+    end
+  end
+
+  # The header, system calls and page tables of small regions are cheap enough for the scheduler.
+  @spec seal(Region.t()) :: {:ok, Region.t()} | {:error, Error.t()}
+  def seal(region) do
+    with {:ok, instance, segment} <- target(region, :seal),
+         :ok <- check_mode(instance, region, :seal) do
+      Telemetry.measure(instance, :seal, region.id, region.size, fn ->
+        operation = if region.size <= @small, do: &Native.segment_seal/1, else: &Native.segment_seal_dirty/1
+
+        case operation.(segment) do
+          {:ok, _how} ->
+            Waiters.notify(instance, region.id)
+            {:ok, %{region | sealed: true}}
+
+          {:error, {:busy, details}} ->
+            details = Map.put(details, :writers, writers(instance, region.id))
+            {:error, Error.new(:busy, :seal, region.id, details)}
+
+          failure ->
+            Error.from_native(failure, :seal, region.id)
+        end
+      end)
+    end
+  end
+
+  # Only peers' sessions can map it writable besides the VM.
+  defp writers(instance, id) do
+    for {:peer, session} <- Registry.holders(instance, id) do
+      case :ets.lookup(instance.tables.sessions, session) do
+        [{_, %{name: name, os_pid: pid}}] -> %{session: session, name: name, os_pid: pid}
+        [] -> %{session: session}
+      end
+    end
+  end
+
+  @spec wait(Region.t(), non_neg_integer(), timeout()) :: {:ok, non_neg_integer()} | {:error, Error.t()}
+  def wait(region, generation, timeout) do
+    with {:ok, instance, segment} <- target(region, :wait) do
+      result =
+        Waiters.until(instance, region.id, timeout, :infinity, fn ->
+          case Native.segment_generation(segment) do
+            {:ok, newer} when newer > generation -> {:ok, newer}
+            {:ok, same} -> {:wait, same}
+            failure -> Error.from_native(failure, :wait, region.id)
+          end
+        end)
+
+      with {:timeout, now} <- result,
+           do: {:error, Error.new(:timeout, :wait, region.id, %{timeout: timeout, generation: now})}
+    end
+  end
+
+  @doc "Where a region's memory is: of this node, and still there."
+  @spec target(Region.t(), atom()) :: {:ok, Instance.t(), Native.segment()} | {:error, Error.t()}
+  def target(%Region{node: node, id: id}, operation) when node != node(),
+    do: {:error, Error.new(:remote_region, operation, id, %{node: node})}
+
+  def target(%Region{id: id}, operation) do
+    with {:ok, instance} <- Instance.of_id(id),
+         {:ok, segment} <- Registry.segment(instance, id) do
+      {:ok, instance, segment}
+    else
+      :error -> {:error, Error.new(:region_not_found, operation, id)}
+    end
+  end
+
+  defp patiently(instance, id, timeout, operation, attempt) do
+    outcome =
+      Waiters.until(instance, id, timeout, @poll, fn ->
+        with {:error, {:busy, details}} <- attempt.(), do: {:wait, details}
+      end)
+
+    case outcome do
+      {:timeout, details} -> {:error, Error.new(:busy, operation, id, Map.put(details, :timeout, timeout))}
+      result -> or_error(result, operation, id)
+    end
+  end
+
+  defp or_error({:error, {reason, details}} = failure, operation, id) when is_atom(reason) and is_map(details),
+    do: Error.from_native(failure, operation, id)
+
+  defp or_error(result, _operation, _id), do: result
+
+  defp check_range(%Region{id: id, size: size}, offset, length, operation) do
+    cond do
+      not (is_integer(offset) and offset >= 0) ->
+        bad(operation, id, :offset, "a non-negative integer", offset)
+
+      not (is_integer(length) and length >= 0) ->
+        bad(operation, id, :length, "a non-negative integer", length)
+
+      offset + length > size ->
+        {:error, Error.new(:out_of_range, operation, id, %{offset: offset, length: length, size: size})}
+
+      true ->
+        :ok
+    end
+  end
+
+  defp bad(operation, id, key, expected, got),
+    do: {:error, Error.new(:invalid_argument, operation, id, %{key: key, expected: expected, got: got})}
+
+  defp check_mode(instance, region, operation \\ :write)
+
+  defp check_mode(_instance, %Region{mode: :read_only, id: id}, operation),
+    do: {:error, Error.new(:read_only, operation, id, %{because: "this value was made with mode: :read_only"})}
+
+  defp check_mode(instance, %Region{id: id}, operation) do
+    with {:ok, row} <- Registry.fetch(instance, id),
+         :read_only <- Manager.mode_for(row, self()) do
+      {:error, Error.new(:read_only, operation, id, %{because: "access_mode: :read_only leaves writing to its owner"})}
+    else
+      _ -> :ok
+    end
+  end
+
+  # A vector of the binaries as they are: the large ones are not copied.
+  defp to_vector(_region, binary) when is_binary(binary), do: {:ok, [binary], byte_size(binary)}
+
+  defp to_vector(region, iodata) do
+    vector = :erlang.iolist_to_iovec(iodata)
+    {:ok, vector, Enum.reduce(vector, 0, &(byte_size(&1) + &2))}
+  rescue
+    ArgumentError -> bad(:write, region.id, :data, "iodata", iodata)
+  end
+end

@@ -1,0 +1,303 @@
+defmodule Snakepit.SharedMemory.Allocation do
+  @moduledoc false
+  # Making a region: options checked, then reserve (Manager), create (here, in the caller), commit (the row).
+
+  require Snakepit.SharedMemory.Fault
+
+  alias Snakepit.Native
+  alias Snakepit.SharedMemory.{DType, Error, Fault, Instance, Manager, Platform, Region, Registry, Telemetry}
+
+  @header 4096
+  # Up to here the system calls and page faults of a segment take some tens of microseconds: no dirty scheduler.
+  @small 256 * 1024
+  # What the header page has room for.
+  @metadata_limit 3072
+  # How long memory that is being unmapped is waited for before an allocation is refused.
+  @closing_patience 1_000
+
+  @keys [:owner, :timeout, :cleanup_policy, :security_level, :access_mode, :peers, :permissions, :metadata] ++
+          [:named, :dtype, :shape, :huge_pages, :reserve, :instance]
+
+  @default_permissions %{owner: :read_write, group: :none, other: :none}
+
+  @spec allocate(term(), keyword(), atom()) :: {:ok, Region.t()} | {:error, Error.t()}
+  def allocate(size, options, operation \\ :allocate) do
+    with {:ok, name} <- instance_name(options, operation),
+         {:ok, instance} <- Instance.fetch(name, operation) do
+      Telemetry.measure(instance, :allocate, nil, if(is_integer(size), do: size, else: 0), fn ->
+        with {:ok, record, owner} <- check(instance, size, options, operation),
+             do: make(instance, record, owner, operation)
+      end)
+    end
+  end
+
+  @doc "The strictest of several ways to say who may write."
+  @spec strictest([:read_only | :read_write]) :: :read_only | :read_write
+  def strictest(modes), do: if(:read_only in modes, do: :read_only, else: :read_write)
+
+  # ── Reserve, create, commit ───────────────────────────────────────────────────────────────────────────────────
+
+  defp make(instance, record, owner, operation) do
+    id = Instance.new_id(instance)
+    record = named(record, instance, id)
+
+    with {:ok, charge} <- reserve(instance, id, record, owner) do
+      try do
+        create(instance, id, record, charge, operation)
+      catch
+        kind, reason ->
+          Manager.abort(instance, id)
+          :erlang.raise(kind, reason, __STACKTRACE__)
+      end
+    end
+  end
+
+  # Memory that the reaper is about to give back is not a reason to refuse.
+  defp reserve(instance, id, record, owner) do
+    bytes = bytes(instance, record.size)
+
+    with {:error, %Error{reason: :memory_limit_exceeded, details: %{closing: closing}}} when closing > 0 <-
+           Manager.reserve(instance, id, record, owner, bytes) do
+      Native.reaper_flush_dirty(@closing_patience)
+      Manager.reserve(instance, id, record, owner, bytes)
+    end
+  end
+
+  defp bytes(instance, size), do: div(@header + size + instance.page - 1, instance.page) * instance.page
+
+  defp create(instance, id, record, charge, operation) do
+    Fault.point(:create, instance.name)
+
+    case native_create(instance, charge, spec(instance, id, record)) do
+      {:ok, segment} ->
+        Fault.point(:created, instance.name)
+        commit(instance, id, record, segment, operation)
+
+      failure ->
+        Manager.abort(instance, id)
+        Error.from_native(failure, operation, id)
+    end
+  end
+
+  defp commit(instance, id, record, segment, operation) do
+    if Registry.commit(instance, id, segment) do
+      Fault.point(:committed, instance.name)
+      {:ok, row} = Registry.fetch(instance, id) |> or_row(id, segment, record)
+      {:ok, Registry.to_region(instance, row)}
+    else
+      Native.segment_close(segment, record.name != nil)
+      {:error, Error.new(:owner_down, operation, id, %{owner: record.owner})}
+    end
+  end
+
+  # Freed by somebody else the moment it was ready: the value is still right, the next use says so.
+  defp or_row({:ok, row}, _id, _segment, _record), do: {:ok, row}
+  defp or_row(:error, id, segment, record), do: {:ok, {id, :live, segment, :none, self(), nil, record}}
+
+  defp native_create(_instance, charge, %{size: size, name: nil, huge_pages: :no} = spec) when size <= @small,
+    do: Native.segment_create(charge, spec)
+
+  defp native_create(_instance, charge, spec), do: Native.segment_create_dirty(charge, spec)
+
+  defp spec(instance, id, record) do
+    %{
+      id: id,
+      instance: instance.key,
+      size: record.size,
+      name: record.path,
+      mode: mode_bits(record.permissions),
+      peers_write: record.peers == :read_write,
+      huge_pages: record.huge_pages,
+      reserve: record.reserve,
+      cleanup_policy: record.cleanup_policy,
+      timeout: if(record.timeout == :infinity, do: nil, else: record.timeout),
+      dtype: record.dtype,
+      shape: record.shape,
+      metadata: record.metadata_json,
+      mapping_limit: instance.config.max_mappings,
+      descriptor_reserve: instance.config.descriptor_reserve
+    }
+  end
+
+  defp named(%{name: nil} = record, _instance, _id), do: record
+  defp named(%{name: true} = record, instance, id), do: named(%{record | name: id}, instance, id)
+
+  defp named(%{name: name} = record, instance, _id),
+    do: %{record | path: Platform.named_path(instance.config.shm_path, name)}
+
+  # ── Options ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp instance_name(options, operation) do
+    if Keyword.keyword?(options),
+      do: {:ok, Keyword.get(options, :instance, Instance.default())},
+      else: bad(operation, :options, "a keyword list", options)
+  end
+
+  defp check(instance, size, options, operation) do
+    config = instance.config
+    options = Map.new(options)
+    get = &Map.get(options, &1, &2)
+
+    with :ok <- known(options, operation),
+         :ok <- check_size(size, config, operation),
+         {:ok, {dtype, shape}} <- DType.check(get.(:dtype, nil), get.(:shape, nil), size, operation),
+         {:ok, name} <- check_named(get.(:named, nil), operation),
+         {:ok, owner} <- check_owner(get.(:owner, self()), operation),
+         {:ok, policy} <- check_policy(get.(:cleanup_policy, if(name, do: :manual, else: :automatic)), operation),
+         {:ok, timeout} <- check_timeout(options, policy, config, operation),
+         :ok <- check_security(get.(:security_level, config.security_level), operation),
+         {:ok, access} <- one_of(:access_mode, get.(:access_mode, :read_write), [:read_only, :read_write], operation),
+         {:ok, peers} <- one_of(:peers, get.(:peers, :read_only), [:read_only, :read_write], operation),
+         {:ok, permissions} <- check_permissions(get.(:permissions, %{}), name, operation),
+         {:ok, metadata, json} <- check_metadata(get.(:metadata, %{}), operation),
+         {:ok, huge} <- check_huge(options, name, peers, config, operation),
+         {:ok, reserve} <- one_of(:reserve, get.(:reserve, true), [true, false], operation) do
+      record = %{
+        size: size,
+        name: name,
+        path: nil,
+        dtype: dtype,
+        shape: shape,
+        owner: owner,
+        cleanup_policy: policy,
+        timeout: timeout,
+        access_mode: access,
+        peers: strictest([peers, access, permissions.owner]),
+        permissions: permissions,
+        security_level: :standard,
+        metadata: metadata,
+        metadata_json: json,
+        huge_pages: huge,
+        reserve: reserve,
+        created_at: System.system_time(:microsecond)
+      }
+
+      {:ok, record, owner}
+    end
+  end
+
+  defp known(options, operation) do
+    case Map.keys(options) -- @keys do
+      [] -> :ok
+      [key | _] -> bad(operation, key, "one of #{Enum.map_join(@keys, ", ", &inspect/1)}", Map.fetch!(options, key))
+    end
+  end
+
+  defp check_size(size, _config, operation) when not is_integer(size) or size <= 0,
+    do: {:error, Error.new(:invalid_size, operation, nil, %{got: size})}
+
+  defp check_size(size, %{max_region_size: limit}, operation) when size > limit,
+    do: {:error, Error.new(:size_exceeds_limit, operation, nil, %{asked: size, limit: limit})}
+
+  defp check_size(_size, _config, _operation), do: :ok
+
+  defp check_named(name, _operation) when name in [nil, false], do: {:ok, nil}
+  defp check_named(true, _operation), do: {:ok, true}
+
+  defp check_named(name, operation) do
+    if is_binary(name) and name =~ ~r/\A[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,199}\z/,
+      do: {:ok, name},
+      else: bad(operation, :named, "true, or 1 to 200 letters, digits, _, -, . (not first)", name)
+  end
+
+  defp check_owner(:none, _operation), do: {:ok, :none}
+  defp check_owner({:peer, _} = session, _operation), do: {:ok, session}
+  defp check_owner(pid, _operation) when is_pid(pid) and node(pid) == node(), do: {:ok, pid}
+  defp check_owner(other, operation), do: bad(operation, :owner, "a local pid or :none", other)
+
+  defp check_policy(policy, operation),
+    do: one_of(:cleanup_policy, policy, [:automatic, :manual, :reference_counted], operation)
+
+  defp check_timeout(%{timeout: timeout}, :manual, _config, operation) when timeout != :infinity,
+    do: bad(operation, :timeout, ":infinity beside cleanup_policy: :manual (which frees by hand only)", timeout)
+
+  defp check_timeout(_options, :manual, _config, _operation), do: {:ok, :infinity}
+
+  defp check_timeout(options, _policy, config, operation) do
+    case Map.get(options, :timeout, config.default_timeout) do
+      :infinity -> {:ok, :infinity}
+      ms when is_integer(ms) and ms > 0 -> {:ok, ms}
+      other -> bad(operation, :timeout, "positive milliseconds or :infinity", other)
+    end
+  end
+
+  defp check_security(:standard, _operation), do: :ok
+
+  defp check_security(level, operation) when level in [:high, :maximum] do
+    what = "security_level: #{inspect(level)} asks for encryption, which this version does not have"
+    {:error, Error.new(:not_supported, operation, nil, %{what: what, remedy: "Pass security_level: :standard."})}
+  end
+
+  defp check_security(other, operation), do: bad(operation, :security_level, ":standard, :high or :maximum", other)
+
+  defp check_permissions(given, name, operation) do
+    with true <- is_map(given) or (is_list(given) and Keyword.keyword?(given)),
+         permissions = Map.merge(@default_permissions, Map.new(given)),
+         3 <- map_size(permissions),
+         true <- permissions.owner in [:read_write, :read_only],
+         true <- permissions.group in [:read_write, :read_only, :none],
+         true <- permissions.other in [:read_write, :read_only, :none] do
+      if name == nil and (permissions.group != :none or permissions.other != :none) do
+        bad(operation, :permissions, "group: and other: only beside named: (anonymous memory is this user's)", given)
+      else
+        {:ok, permissions}
+      end
+    else
+      _ ->
+        expected = "a map of owner: (:read_write, :read_only), group: and other: (these or :none)"
+        bad(operation, :permissions, expected, given)
+    end
+  end
+
+  # The VM itself must reach what it owns; owner: :read_only binds the peers.
+  defp mode_bits(%{group: group, other: other}), do: 0o600 + bits(group) * 8 + bits(other)
+  defp bits(:read_write), do: 6
+  defp bits(:read_only), do: 4
+  defp bits(:none), do: 0
+
+  defp check_metadata(metadata, operation) do
+    with true <- is_map(metadata) and not is_struct(metadata),
+         {:ok, json} when byte_size(json) <= @metadata_limit <- Native.json_encode(metadata),
+         {:ok, plain} <- Native.json_decode(json) do
+      {:ok, plain, json}
+    else
+      {:ok, json} ->
+        bad(operation, :metadata, "at most #{@metadata_limit} bytes of JSON", "#{byte_size(json)} bytes")
+
+      _ ->
+        bad(operation, :metadata, "a map of what JSON knows (strings, numbers, booleans, nil, lists, maps)", metadata)
+    end
+  end
+
+  defp check_huge(%{huge_pages: value}, name, peers, _config, operation) do
+    cond do
+      value not in [true, false, :prefer] ->
+        bad(operation, :huge_pages, "true, false or :prefer", value)
+
+      value == false ->
+        {:ok, :no}
+
+      name != nil ->
+        bad(operation, :huge_pages, "false beside named:", value)
+
+      peers == :read_write ->
+        bad(operation, :huge_pages, "false beside peers: :read_write (a peer could make the VM fault)", value)
+
+      true ->
+        {:ok, if(value == true, do: :require, else: :prefer)}
+    end
+  end
+
+  # Asked for by configuration: where it can be, and otherwise normal pages (info/1 says which).
+  defp check_huge(_options, nil, :read_only, %{use_hugepages: true}, _operation), do: {:ok, :prefer}
+  defp check_huge(_options, _name, _peers, _config, _operation), do: {:ok, :no}
+
+  defp one_of(key, value, allowed, operation) do
+    if value in allowed,
+      do: {:ok, value},
+      else: bad(operation, key, allowed |> Enum.map_join(" or ", &inspect/1), value)
+  end
+
+  defp bad(operation, key, expected, got),
+    do: {:error, Error.new(:invalid_option, operation, nil, %{key: key, expected: expected, got: got})}
+end

@@ -1,0 +1,303 @@
+defmodule Snakepit.SharedMemory.Broker do
+  @moduledoc """
+  Hands regions to other processes of this machine: listens, and keeps the peers' sessions.
+
+  A session is what a peer's references, grants and writing hang on. It ends when the peer closes its connection or its
+  process ends (the VM watches the process itself, so a forked child that keeps the socket open keeps nothing). When our
+  side of a connection dies, the session stays for `reconnect_grace` milliseconds for the same process to resume it. PROTOCOL.md is what they
+  say to each other.
+  """
+
+  use GenServer
+
+  require Snakepit.SharedMemory.Fault
+
+  alias Snakepit.Native
+
+  alias Snakepit.SharedMemory.{
+    Broker.Connection,
+    Broker.Frame,
+    Call,
+    Error,
+    Fault,
+    Instance,
+    Manager,
+    ReferenceCounter,
+    Registry,
+    Telemetry,
+    Waiters
+  }
+
+  # Out of descriptors: a new attempt costs nothing, but must not be a busy loop.
+  @back_off 100
+  @backlog 128
+
+  @type session :: %{
+          number: pos_integer(),
+          connection: pid(),
+          os_pid: pos_integer(),
+          start_time: non_neg_integer(),
+          name: String.t(),
+          watch: Native.watch()
+        }
+
+  # ── For connections ───────────────────────────────────────────────────────────────────────────────────────────
+
+  @doc false
+  @spec open_session(Instance.t(), String.t(), map()) :: {:ok, session()} | {:error, Error.t()}
+  def open_session(instance, id, session), do: Call.call(instance, Broker, {:open, id, session}, :hello)
+
+  @doc false
+  @spec resume_session(Instance.t(), String.t(), map()) :: {:ok, session()} | {:error, Error.t()}
+  def resume_session(instance, id, session), do: Call.call(instance, Broker, {:resume, id, session}, :hello)
+
+  @doc false
+  # Something that the session was writing is torn now.
+  @spec abandon_write(Instance.t(), String.t(), session()) :: :ok
+  def abandon_write(instance, region_id, %{number: number} = session) do
+    with {:ok, segment} <- Registry.segment(instance, region_id),
+         %{writer: ^number} <- Native.segment_info(segment) do
+      Native.segment_invalidate(segment, "#{session.name} (process #{session.os_pid}) ended in the middle of a write")
+      Waiters.notify(instance, region_id)
+    end
+
+    :ok
+  end
+
+  @doc "The sessions of the peers, for the operator's eyes."
+  @spec sessions(Instance.t()) :: [map()]
+  def sessions(instance) do
+    for {id, session} <- :ets.tab2list(instance.tables.sessions) do
+      regions = Registry.held_by(instance, {:peer, id})
+      session |> Map.take([:name, :os_pid, :connection]) |> Map.merge(%{session: id, regions: regions})
+    end
+  end
+
+  # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
+
+  @doc false
+  def start_link(instance),
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, Broker))
+
+  # monitors  monitor => session id        pending  session id => timer
+  @impl true
+  def init(instance) do
+    Process.flag(:trap_exit, true)
+
+    case listen(instance) do
+      {:ok, listener} ->
+        state = %{instance: instance, listener: listener, monitors: %{}, pending: %{}}
+        {:ok, Enum.reduce(:ets.tab2list(instance.tables.sessions), state, &take_up/2), {:continue, :accept}}
+
+      {:error, reason} ->
+        [{:socket, path}] = :ets.lookup(instance.tables.house, :socket)
+        {:stop, Error.new(:os_error, :start, nil, %{call: "listen on #{path}", message: inspect(reason)})}
+    end
+  end
+
+  # The key's lock says that the path is ours: what lies there is left over.
+  defp listen(%{tables: %{house: house}}) do
+    [{:socket, path}] = :ets.lookup(house, :socket)
+    File.rm(path)
+
+    with {:ok, socket} <- :socket.open(:local, :stream, :default),
+         :ok <- or_close(socket, :socket.bind(socket, %{family: :local, path: path})),
+         :ok <- or_close(socket, File.chmod(path, 0o600)),
+         :ok <- or_close(socket, :socket.listen(socket, @backlog)),
+         do: {:ok, socket}
+  end
+
+  defp or_close(_socket, :ok), do: :ok
+
+  defp or_close(socket, error) do
+    :socket.close(socket)
+    error
+  end
+
+  # Sessions of before our own restart.
+  defp take_up({id, session}, state) do
+    # The monitor of a connection that has died meanwhile fires at once; the watch too.
+    Native.peer_watch_move(session.watch, self(), id)
+    monitor(state, id, session.connection)
+  end
+
+  @impl true
+  def handle_continue(:accept, state), do: {:noreply, accept(state)}
+
+  @impl true
+  def handle_call({:open, id, session}, {pid, _}, state) do
+    session = Map.merge(session, %{number: System.unique_integer([:positive, :monotonic]) + 1, connection: pid})
+    :ets.insert(state.instance.tables.sessions, {id, session})
+    announce(state, id, :open)
+    {:reply, {:ok, session}, monitor(state, id, pid)}
+  end
+
+  def handle_call({:resume, id, peer}, {pid, _}, state) do
+    case :ets.lookup(state.instance.tables.sessions, id) do
+      [{_, %{os_pid: os_pid, start_time: start_time} = session}]
+      when os_pid == peer.os_pid and start_time == peer.start_time ->
+        # Its old connection may be half dead and not know.
+        if session.connection != pid, do: Process.exit(session.connection, :kill)
+        session = %{session | connection: pid}
+        :ets.insert(state.instance.tables.sessions, {id, session})
+        announce(state, id, :resume)
+        {:reply, {:ok, session}, state |> cancel(id) |> monitor(id, pid)}
+
+      _ ->
+        {:reply, {:error, Error.new(:unknown_session, :hello)}, state}
+    end
+  end
+
+  @impl true
+  def handle_info({:"$socket", listener, :select, _}, %{listener: listener} = state), do: {:noreply, accept(state)}
+  def handle_info(:accept, state), do: {:noreply, accept(state)}
+
+  # The peer's process has ended, whatever its children do with the socket.
+  def handle_info({:snakepit_peer_down, id}, state) do
+    with [{_, session}] <- :ets.lookup(state.instance.tables.sessions, id), do: Connection.stop(session.connection)
+    {:noreply, finish(state, id)}
+  end
+
+  def handle_info({:DOWN, monitor, :process, pid, reason}, state) do
+    {id, monitors} = Map.pop(state.monitors, monitor)
+    state = %{state | monitors: monitors}
+
+    case id && :ets.lookup(state.instance.tables.sessions, id) do
+      [{_, %{connection: ^pid}}] -> {:noreply, lost(state, id, reason)}
+      _ -> {:noreply, state}
+    end
+  end
+
+  def handle_info({:give_up, id}, state), do: {:noreply, finish(state, id)}
+  def handle_info({:EXIT, _, reason}, state), do: {:stop, reason, state}
+  def handle_info(_, state), do: {:noreply, state}
+
+  @impl true
+  def terminate(:shutdown, %{instance: instance}) do
+    for {:socket, path} <- :ets.lookup(instance.tables.house, :socket), do: File.rm(path)
+  end
+
+  def terminate(_reason, _state), do: :ok
+
+  # ── Accepting ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp accept(state) do
+    case :socket.accept(state.listener, :nowait) do
+      {:ok, socket} ->
+        welcome(state.instance, socket)
+        accept(state)
+
+      {:select, _info} ->
+        state
+
+      {:error, reason} when reason in [:emfile, :enfile, :enobufs, :enomem] ->
+        Process.send_after(self(), :accept, @back_off)
+        state
+
+      # The peer has gone already.
+      {:error, reason} when reason in [:econnaborted, :eintr] ->
+        accept(state)
+
+      {:error, reason} ->
+        exit({:accept, reason})
+    end
+  end
+
+  defp welcome(instance, socket) do
+    with {:ok, peer} <- identify(socket),
+         :ok <- room(instance) do
+      start(instance, socket, peer)
+    else
+      {:error, %Error{} = error} ->
+        refuse(socket, error)
+
+      _ ->
+        :socket.close(socket)
+    end
+  end
+
+  # The kernel says who it is, and tells when it ends.
+  defp identify(socket) do
+    id = Base.url_encode64(:crypto.strong_rand_bytes(18), padding: false)
+
+    with {:ok, number} <- :socket.getopt(socket, {:otp, :fd}),
+         {:ok, watch, %{pid: pid, uid: uid, start_time: start_time}} <- Native.peer_watch(number, self(), id) do
+      own = Native.effective_uid()
+
+      if uid == own do
+        {:ok, %{id: id, watch: watch, os_pid: pid, uid: uid, start_time: start_time}}
+      else
+        Native.peer_watch_close(watch)
+        {:error, Error.new(:foreign_user, :hello, nil, %{uid: uid, expected: own})}
+      end
+    end
+  end
+
+  defp room(%{config: %{max_connections: limit}} = instance) do
+    %{active: active} = DynamicSupervisor.count_children(Instance.child(instance.name, Connections))
+    if active < limit, do: :ok, else: {:error, Error.new(:too_many_connections, :hello, nil, %{limit: limit})}
+  end
+
+  defp start(instance, socket, peer) do
+    Fault.point(:accept, instance.name)
+    child = {Connection, {instance, socket, peer}}
+
+    with {:ok, pid} <- DynamicSupervisor.start_child(Instance.child(instance.name, Connections), child),
+         :ok <- :socket.setopt(socket, {:otp, :controlling_process}, pid) do
+      send(pid, :go)
+    else
+      _ ->
+        Native.peer_watch_close(peer.watch)
+        :socket.close(socket)
+    end
+  end
+
+  # One frame that fits into any socket's buffer; a peer that does not read it is not waited for.
+  defp refuse(socket, error) do
+    answer = %{"rid" => nil, "ok" => false, "error" => Connection.describe(error)}
+    with {:ok, frame} <- Frame.encode(answer), do: :socket.send(socket, frame, 0)
+    :socket.close(socket)
+  end
+
+  # ── Sessions ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+  # Closed by the peer, or because of what it sent.
+  defp lost(state, id, {:shutdown, {:peer, _}}), do: finish(state, id)
+
+  # Our side died: the peer may not even know.
+  defp lost(state, id, _reason) do
+    announce(state, id, :pending)
+    timer = Process.send_after(self(), {:give_up, id}, state.instance.config.reconnect_grace)
+    %{state | pending: Map.put(state.pending, id, timer)}
+  end
+
+  # The row goes last: if we are killed in between, our successor does this again.
+  defp finish(%{instance: instance} = state, id) do
+    with [{_, session}] <- :ets.lookup(instance.tables.sessions, id) do
+      holder = {:peer, id}
+      for region <- Registry.held_by(instance, holder), do: abandon_write(instance, region, session)
+      Fault.point(:session_ending, instance.name)
+      ReferenceCounter.drop_holder(instance, holder)
+      Manager.owner_gone(instance, holder)
+      :ets.select_delete(instance.tables.grants, [{{{id, :_}, :_}, [], [true]}])
+      :ets.delete(instance.tables.sessions, id)
+      Native.peer_watch_close(session.watch)
+      announce(state, id, :end)
+    end
+
+    cancel(state, id)
+  end
+
+  defp cancel(state, id) do
+    {timer, pending} = Map.pop(state.pending, id)
+    if timer, do: Process.cancel_timer(timer)
+    %{state | pending: pending}
+  end
+
+  defp monitor(state, id, pid), do: %{state | monitors: Map.put(state.monitors, Process.monitor(pid), id)}
+
+  defp announce(state, id, event) do
+    count = :ets.info(state.instance.tables.sessions, :size)
+    Telemetry.execute(state.instance, :session, %{count: count}, %{session: id, event: event})
+  end
+end

@@ -1,0 +1,50 @@
+defmodule Snakepit.SharedMemory.Call do
+  @moduledoc false
+  # Asking a process of an instance that may be just between a crash and its restart.
+  #
+  # Every request is made so that it can be asked twice: a crash may have lost the answer and not the deed.
+
+  alias Snakepit.SharedMemory.{Error, Instance}
+
+  # None of these processes waits for anything, so an answer that takes this long will not come.
+  @timeout 15_000
+  # A supervisor's restart takes well under a millisecond.
+  @patience 1_000
+  # A request that kills who serves it must not be asked until the supervisor gives up.
+  @attempts 5
+
+  @spec call(Instance.t(), atom(), term(), atom(), node()) :: term() | {:error, Error.t()}
+  def call(instance, role, request, operation, node \\ node()) do
+    name = Instance.child(instance.name, role)
+    server = if node == node(), do: name, else: {name, node}
+    attempt(instance, server, request, operation, @attempts, System.monotonic_time(:millisecond) + @patience)
+  end
+
+  @spec cast(Instance.t(), atom(), term()) :: :ok
+  def cast(instance, role, message), do: GenServer.cast(Instance.child(instance.name, role), message)
+
+  defp attempt(instance, server, request, operation, attempts, deadline) do
+    GenServer.call(server, request, @timeout)
+  catch
+    :exit, {:timeout, _} -> failure(:timeout, operation, %{timeout: @timeout})
+    :exit, {:noproc, _} -> again(instance, server, request, operation, attempts, deadline)
+    :exit, {{:nodedown, node}, _} -> failure(:remote_region, operation, %{node: node})
+    :exit, _ -> again(instance, server, request, operation, attempts - 1, deadline)
+  end
+
+  defp again(instance, server, request, operation, attempts, deadline) do
+    if attempts > 0 and running?(instance, server) and System.monotonic_time(:millisecond) < deadline do
+      receive do
+      after
+        1 -> attempt(instance, server, request, operation, attempts, deadline)
+      end
+    else
+      failure(:not_started, operation, %{instance: instance.name})
+    end
+  end
+
+  defp running?(instance, server) when is_atom(server), do: Process.whereis(instance.name) != nil
+  defp running?(_instance, _remote), do: true
+
+  defp failure(reason, operation, details), do: {:error, Error.new(reason, operation, nil, details)}
+end

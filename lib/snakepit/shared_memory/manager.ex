@@ -1,0 +1,615 @@
+defmodule Snakepit.SharedMemory.Manager do
+  @moduledoc """
+  Who owns which region, how many there may be, and when one goes.
+
+  The Manager makes no system call and touches no memory. Allocation is *reserve* (the Manager checks the limits,
+  monitors the owner and writes a row), *create* (the caller makes the segment), *commit* (the caller completes the
+  row). Freeing is the other way round: the Manager removes the row, the caller closes the segment. What it knows besides the
+  rows (owners' monitors, counts) it derives from them when it is restarted, and undoes reservations of callers that have
+  died.
+
+  These functions speak ids and maps; `Snakepit.SharedMemory` is the face with structs and keywords. They work on the default instance, or on `instance: name` in the options.
+  """
+
+  use GenServer
+
+  require Snakepit.SharedMemory.Fault
+
+  alias Snakepit.Native
+
+  alias Snakepit.SharedMemory.{
+    Allocation,
+    Call,
+    Error,
+    Fault,
+    Instance,
+    Janitor,
+    ReferenceCounter,
+    Region,
+    Registry,
+    Telemetry,
+    Waiters
+  }
+
+  @type region_id :: String.t()
+  @type region_size :: pos_integer()
+  @type permission_set :: Region.permission_set()
+  @type region_options :: map() | keyword()
+  @type region_info :: %{
+          id: region_id(),
+          name: String.t() | nil,
+          size: region_size(),
+          state: :allocated | :sealed | :invalid,
+          created_at: DateTime.t(),
+          last_accessed: DateTime.t(),
+          access_count: non_neg_integer(),
+          reference_count: non_neg_integer(),
+          references: [Registry.holder()],
+          generation: non_neg_integer(),
+          views: non_neg_integer(),
+          owner_pid: pid() | nil,
+          owner: Registry.owner(),
+          cleanup_policy: Region.cleanup_policy(),
+          timeout: timeout(),
+          access_mode: :read_only | :read_write,
+          peers: :read_only | :read_write,
+          permissions: permission_set(),
+          security_level: :standard,
+          dtype: String.t() | nil,
+          shape: [non_neg_integer()] | nil,
+          huge_pages: boolean(),
+          zero_copy: boolean(),
+          instance: atom(),
+          platform_handle: map(),
+          metadata: map()
+        }
+
+  # ── The seed's functions ──────────────────────────────────────────────────────────────────────────────────────
+
+  @doc """
+  Makes a region of `size` bytes, owned by the caller, and gives its id. Options as for
+  `Snakepit.SharedMemory.allocate/2`, as a map or keywords.
+  """
+  @spec allocate_region(region_size(), region_options()) :: {:ok, region_id()} | {:error, Error.t()}
+  def allocate_region(size, options \\ %{}) do
+    with {:ok, options} <- keywords(options, :allocate),
+         {:ok, region} <- Allocation.allocate(size, options),
+         do: {:ok, region.id}
+  end
+
+  @doc """
+  Takes a reference for the calling process and gives the region as a value. `access_mode: :read_only` gives one that
+  refuses writes.
+  """
+  @spec map_region(region_id(), region_options()) :: {:ok, Region.t()} | {:error, Error.t()}
+  def map_region(region_id, options \\ %{}) do
+    with {:ok, options} <- keywords(options, :map),
+         {:ok, mode} <- map_mode(options),
+         {:ok, instance, _row} <- Registry.locate(region_id, :map) do
+      Telemetry.measure(instance, :map, region_id, 0, fn ->
+        with {:ok, _count} <- ReferenceCounter.increment(region_id, self()),
+             {:ok, instance, row} <- Registry.locate(region_id, :map) do
+          Native.segment_touch(elem(row, 2))
+          {:ok, Registry.to_region(instance, row, mode: Allocation.strictest([mode, mode_for(row, self())]))}
+        end
+      end)
+    end
+  end
+
+  @doc "Gives back the calling process's reference."
+  @spec unmap_region(region_id()) :: :ok | {:error, Error.t()}
+  def unmap_region(region_id) do
+    with {:ok, _count} <- ReferenceCounter.decrement(region_id, self()), do: :ok
+  end
+
+  @doc "Frees the region now, whoever owns or holds it. Views that exist keep their memory."
+  @spec deallocate_region(region_id()) :: :ok | {:error, Error.t()}
+  def deallocate_region(region_id) do
+    with {:ok, instance, row} <- Registry.locate(region_id, :free) do
+      Telemetry.measure(instance, :free, region_id, elem(row, 6).size, fn -> free(instance, region_id) end)
+    end
+  end
+
+  @doc "All there is to know of a region."
+  @spec get_region_info(region_id()) :: {:ok, region_info()} | {:error, Error.t()}
+  def get_region_info(region_id) do
+    with {:ok, instance, row} <- Registry.locate(region_id, :info), do: {:ok, describe(instance, row)}
+  end
+
+  @doc """
+  The regions of the instance, as `t:region_info/0`. `filter` picks by equality on keys of the info
+  (`%{owner_pid: self()}`, `%{state: :sealed}`), and by `min_size:` and `max_size:`.
+  """
+  @spec list_regions(map() | keyword()) :: {:ok, [region_info()]} | {:error, Error.t()}
+  def list_regions(filter \\ %{}) do
+    with {:ok, filter} <- keywords(filter, :list),
+         {name, filter} = Keyword.pop(filter, :instance, Instance.default()),
+         :ok <- check_filter(filter),
+         {:ok, instance} <- Instance.fetch(name, :list) do
+      infos =
+        for row <- Registry.rows(instance),
+            elem(row, 1) == :live,
+            info = describe(instance, row),
+            matches?(info, filter),
+            do: info
+
+      {:ok, Enum.sort_by(infos, & &1.id)}
+    end
+  end
+
+  @doc "Frees what has expired or is orphaned; see `Snakepit.SharedMemory.Janitor.cleanup_regions/1`."
+  @spec cleanup_regions(map() | keyword()) :: {:ok, map()} | {:error, Error.t()}
+  defdelegate cleanup_regions(options \\ %{}), to: Janitor
+
+  defp keywords(options, operation) do
+    cond do
+      is_map(options) and not is_struct(options) -> keywords(Map.to_list(options), operation)
+      is_list(options) and Keyword.keyword?(options) -> {:ok, options}
+      true -> bad(operation, :options, "a map or keyword list with atom keys", options)
+    end
+  end
+
+  defp map_mode(options) do
+    case Keyword.split(options, [:access_mode]) do
+      {_, [{key, value} | _]} -> bad(:map, key, "no such option; :access_mode is the one there is", value)
+      {[access_mode: mode], []} when mode in [:read_only, :read_write] -> {:ok, mode}
+      {[access_mode: other], []} -> bad(:map, :access_mode, ":read_only or :read_write", other)
+      {[], []} -> {:ok, :read_write}
+    end
+  end
+
+  defp bad(operation, key, expected, got),
+    do: {:error, Error.new(:invalid_option, operation, nil, %{key: key, expected: expected, got: got})}
+
+  @doc false
+  # access_mode: :read_only leaves writing to the owner.
+  def mode_for({_, _, _, owner, _, _, %{access_mode: :read_only}}, pid) when owner != pid, do: :read_only
+  def mode_for(_row, _pid), do: :read_write
+
+  @filter_keys [:id, :name, :size, :state, :owner_pid, :owner, :cleanup_policy, :access_mode, :peers, :dtype, :shape] ++
+                 [:min_size, :max_size, :reference_count, :instance, :metadata]
+  defp check_filter(filter) do
+    case Keyword.keys(filter) -- @filter_keys do
+      [] -> :ok
+      [key | _] -> bad(:list, key, "one of #{Enum.map_join(@filter_keys, ", ", &inspect/1)}", filter[key])
+    end
+  end
+
+  defp matches?(info, filter) do
+    Enum.all?(filter, fn
+      {:min_size, n} -> info.size >= n
+      {:max_size, n} -> info.size <= n
+      {key, value} -> Map.fetch!(info, key) == value
+    end)
+  end
+
+  @doc false
+  @spec describe(Instance.t(), Registry.row()) :: region_info()
+  def describe(instance, {id, :live, segment, owner, _caller, _charge, record}) do
+    native = Native.segment_info(segment)
+    holders = Registry.holders(instance, id)
+
+    %{
+      id: id,
+      name: record.name,
+      size: record.size,
+      state: if(native.state == :closed, do: :invalid, else: native.state),
+      created_at: DateTime.from_unix!(record.created_at, :microsecond),
+      last_accessed: DateTime.from_unix!(native.last_access, :millisecond),
+      access_count: native.access_count,
+      reference_count: length(holders),
+      references: holders,
+      generation: native.generation,
+      views: native.views,
+      owner_pid: if(is_pid(owner), do: owner),
+      owner: owner,
+      cleanup_policy: record.cleanup_policy,
+      timeout: record.timeout,
+      access_mode: record.access_mode,
+      peers: record.peers,
+      permissions: record.permissions,
+      security_level: record.security_level,
+      dtype: record.dtype,
+      shape: record.shape,
+      huge_pages: native.huge_pages,
+      zero_copy: native.zero_copy,
+      instance: instance.name,
+      platform_handle: %{type: if(record.name, do: :posix_shm, else: :memfd), path: record.path, length: native.length},
+      metadata: record.metadata
+    }
+  end
+
+  # ── For the modules of the instance ───────────────────────────────────────────────────────────────────────────
+
+  @doc false
+  def start_link(instance),
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, Manager))
+
+  @doc false
+  # The row, the monitors and the charge of `bytes`. The caller chooses the id, so that asking again after a crash of
+  # the Manager finds the same row.
+  @spec reserve(Instance.t(), String.t(), map(), Registry.owner(), pos_integer()) ::
+          {:ok, Native.charge()} | {:error, Error.t()}
+  def reserve(instance, id, record, owner, bytes) do
+    with {:error, error} <- Call.call(instance, Manager, {:reserve, self(), id, record, owner, bytes}, :allocate) do
+      # The answer may have been lost, not the row.
+      if error.reason == :timeout, do: abort(instance, id)
+      {:error, error}
+    end
+  end
+
+  @doc false
+  @spec abort(Instance.t(), String.t()) :: :ok
+  def abort(instance, id), do: Call.cast(instance, Manager, {:abort, id})
+
+  @doc false
+  @spec free(Instance.t(), String.t()) :: :ok | {:error, Error.t()}
+  def free(instance, id), do: Call.call(instance, Manager, {:free, id}, :free)
+
+  @doc false
+  @spec transfer(Instance.t(), String.t(), pid(), pid() | :none) :: :ok | {:error, Error.t()}
+  def transfer(instance, id, from, to), do: Call.call(instance, Manager, {:transfer, id, from, to}, :transfer)
+
+  @doc false
+  # Puts a named region of an earlier VM, opened by the Janitor, into service.
+  @spec adopt(Instance.t(), Registry.row()) :: :ok | {:error, Error.t()}
+  def adopt(instance, row), do: Call.call(instance, Manager, {:adopt, row}, :adopt)
+
+  @doc false
+  # Somebody has let go: perhaps nothing keeps the region any more.
+  @spec evaluate(Instance.t(), String.t()) :: :ok
+  def evaluate(instance, id), do: Call.cast(instance, Manager, {:evaluate, id})
+
+  @doc false
+  # A peer's session has ended; what it allocated goes, or gets its time of grace.
+  @spec owner_gone(Instance.t(), {:peer, String.t()}) :: :ok | {:error, Error.t()}
+  def owner_gone(instance, owner), do: Call.call(instance, Manager, {:owner_gone, owner}, :free)
+
+  @doc false
+  # Frees what has not been used for its timeout, and judges everything again: what a killed process did not get to do.
+  @spec sweep(Instance.t()) :: {:ok, [String.t()]} | {:error, Error.t()}
+  def sweep(instance), do: Call.call(instance, Manager, :sweep, :cleanup)
+
+  # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
+
+  # owners    pid => {monitor, MapSet of ids it owns}
+  # creators  id => monitor, and monitor => id: of callers that create for somebody else
+  @impl true
+  def init(instance) do
+    {:ok, restore(%{instance: instance, owners: %{}, creators: %{}, count: 0})}
+  end
+
+  # Reads the rows again. Monitors of the dead fire at once.
+  defp restore(state) do
+    state =
+      Enum.reduce(Registry.rows(state.instance), state, fn {id, status, _, owner, caller, _, _}, state ->
+        state = %{state | count: state.count + 1}
+        state = if status == :reserved and caller != owner, do: guard(state, caller, id), else: state
+
+        case owner do
+          pid when is_pid(pid) -> watch(state, pid, id)
+          {:grace, deadline} -> remind(state, id, deadline)
+          {:peer, session} -> if known_session?(state, session), do: state, else: orphan(state, id)
+          _ -> state
+        end
+      end)
+
+    ReferenceCounter.sweep(state.instance)
+    state
+  end
+
+  defp known_session?(state, session), do: :ets.member(state.instance.tables.sessions, session)
+
+  @impl true
+  def handle_call({:reserve, caller, id, record, owner, bytes}, _from, state) do
+    Fault.point(:reserve, state.instance.name)
+
+    case Registry.fetch(state.instance, id) do
+      {:ok, {_, :reserved, _, _, ^caller, charge, _}} -> {:reply, {:ok, charge}, state}
+      :error -> make_row(state, caller, id, record, owner, bytes)
+    end
+  end
+
+  def handle_call({:free, id}, _from, state) do
+    Fault.point(:free, state.instance.name)
+
+    case Registry.fetch(state.instance, id) do
+      {:ok, {_, :live, _, _, _, _, _} = row} -> {:reply, :ok, close(state, row)}
+      _ -> {:reply, {:error, Error.new(:region_not_found, :free, id)}, state}
+    end
+  end
+
+  def handle_call({:transfer, id, from, to}, _from, state) do
+    case Registry.fetch(state.instance, id) do
+      {:ok, {_, :live, _, owner, _, _, _}} when owner == to ->
+        {:reply, :ok, state}
+
+      {:ok, {_, :live, _, owner, _, _, _} = row} when owner == from or not is_pid(owner) ->
+        with :ok <- alive(to, id),
+             :ok <- check_owner(state, if(is_pid(to), do: to)) do
+          Registry.put_owner(state.instance, id, to)
+          state = unwatch(state, owner, id)
+          state = if is_pid(to), do: watch(state, to, id), else: state
+          move_reference(state, row, from, to)
+          {:reply, :ok, state}
+        else
+          {:error, error} -> {:reply, {:error, error}, state}
+        end
+
+      {:ok, {_, :live, _, owner, _, _, _}} ->
+        {:reply, {:error, Error.new(:not_owner, :transfer, id, %{owner: owner})}, state}
+
+      _ ->
+        {:reply, {:error, Error.new(:region_not_found, :transfer, id)}, state}
+    end
+  end
+
+  def handle_call({:adopt, {id, :live, _, _, _, _, record} = row}, _from, state) do
+    tables = state.instance.tables
+
+    with :ok <- check_count(state),
+         true <- :ets.insert_new(tables.names, {record.name, id}) do
+      :ets.insert(tables.regions, row)
+      {:reply, :ok, %{state | count: state.count + 1}}
+    else
+      false -> {:reply, {:error, Error.new(:exists, :adopt, id, %{name: record.name})}, state}
+      {:error, error} -> {:reply, {:error, error}, state}
+    end
+  end
+
+  def handle_call({:owner_gone, owner}, _from, state) do
+    ids = for {id, _, _, ^owner, _, _, _} <- Registry.rows(state.instance), do: id
+    {:reply, :ok, Enum.reduce(ids, state, &orphan(&2, &1))}
+  end
+
+  def handle_call(:sweep, _from, state) do
+    {gone, state} =
+      Enum.reduce(Registry.rows(state.instance), {[], state}, fn row, {gone, state} ->
+        case fate(state, row) do
+          {:free, cause} -> {[elem(row, 0) | gone], reclaim(state, row, cause)}
+          :keep -> {gone, state}
+        end
+      end)
+
+    {:reply, {:ok, Enum.reverse(gone)}, state}
+  end
+
+  @impl true
+  def handle_cast({:evaluate, id}, state), do: {:noreply, judge(state, id)}
+
+  def handle_cast({:abort, id}, state) do
+    case Registry.fetch(state.instance, id) do
+      {:ok, {_, :reserved, _, _, _, _, _} = row} -> {:noreply, close(state, row)}
+      _ -> {:noreply, state}
+    end
+  end
+
+  @impl true
+  def handle_info({:DOWN, monitor, :process, pid, _reason}, state) do
+    case state do
+      %{owners: %{^pid => {^monitor, ids}}} ->
+        state = %{state | owners: Map.delete(state.owners, pid)}
+        {:noreply, Enum.reduce(ids, state, &orphan(&2, &1, pid))}
+
+      %{creators: %{^monitor => id}} ->
+        state = %{state | creators: Map.drop(state.creators, [monitor, id])}
+        {:noreply, judge(state, id)}
+
+      _ ->
+        {:noreply, state}
+    end
+  end
+
+  def handle_info({:judge, id}, state), do: {:noreply, judge(state, id)}
+  def handle_info(_, state), do: {:noreply, state}
+
+  # ── Making a row ──────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp make_row(%{instance: instance} = state, caller, id, record, owner, bytes) do
+    with :ok <- check_count(state),
+         :ok <- check_owner(state, if(is_pid(owner), do: owner)),
+         :ok <- check_name(instance, record),
+         {:ok, charge} <- charge(instance, bytes) do
+      :ets.insert(instance.tables.regions, {id, :reserved, nil, owner, caller, charge, record})
+      if record.name, do: :ets.insert(instance.tables.names, {record.name, id})
+      if record.cleanup_policy == :reference_counted, do: first_reference(instance, id, owner, caller)
+      Fault.point(:reserved, instance.name)
+      state = %{state | count: state.count + 1}
+      state = if is_pid(owner), do: watch(state, owner, id), else: state
+      state = if owner == caller, do: state, else: guard(state, caller, id)
+      {:reply, {:ok, charge}, state}
+    else
+      {:error, error} -> {:reply, {:error, error}, state}
+    end
+  end
+
+  # A reference-counted region starts with one: its owner's, or where it has none its maker's.
+  defp first_reference(instance, id, owner, caller) do
+    holder = if owner == :none, do: caller, else: owner
+    Registry.put_holder(instance, id, holder)
+    ReferenceCounter.watch(instance, holder)
+  end
+
+  # ── Limits ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp check_count(%{count: count, instance: %{config: %{max_regions: limit}}}) when count >= limit,
+    do: {:error, Error.new(:region_limit_exceeded, :allocate, nil, %{count: count, limit: limit})}
+
+  defp check_count(_), do: :ok
+
+  defp check_owner(_state, nil), do: :ok
+
+  defp check_owner(%{instance: %{config: %{max_regions_per_process: limit}}} = state, owner) do
+    count =
+      case state.owners do
+        %{^owner => {_, ids}} -> MapSet.size(ids)
+        _ -> 0
+      end
+
+    if count >= limit do
+      details = %{owner: owner, count: count, limit: limit}
+      {:error, Error.new(:process_region_limit_exceeded, :allocate, nil, details)}
+    else
+      :ok
+    end
+  end
+
+  defp check_name(_instance, %{name: nil}), do: :ok
+
+  defp check_name(instance, %{name: name}) do
+    if :ets.member(instance.tables.names, name),
+      do: {:error, Error.new(:exists, :allocate, nil, %{name: name})},
+      else: :ok
+  end
+
+  defp charge(instance, bytes) do
+    limit = instance.config.max_total_memory
+
+    with {:error, _} = error <- Native.charge(instance.budget, bytes, limit),
+         do: Error.from_native(error, :allocate, nil)
+  end
+
+  defp alive(:none, _id), do: :ok
+
+  defp alive(pid, id) do
+    if Process.alive?(pid), do: :ok, else: {:error, Error.new(:owner_down, :transfer, id, %{owner: pid})}
+  end
+
+  # The first reference of a reference-counted region goes with its owner.
+  defp move_reference(state, {id, _, _, _, _, _, %{cleanup_policy: :reference_counted}}, from, to) when is_pid(to) do
+    if Registry.holds?(state.instance, id, from), do: ReferenceCounter.move(state.instance, id, from, to)
+  end
+
+  defp move_reference(_state, _row, _from, _to), do: :ok
+
+  # ── What becomes of a region ──────────────────────────────────────────────────────────────────────────────────
+
+  # The one place that decides. A region stays while its owner lives or somebody holds it; `:manual` stays anyhow.
+  defp fate(_state, {_, :reserved, _, owner, caller, _, _}) do
+    if Process.alive?(caller) and (not is_pid(owner) or Process.alive?(owner)), do: :keep, else: {:free, :uncommitted}
+  end
+
+  defp fate(_state, {_, _, _, _, _, _, %{cleanup_policy: :manual}}), do: :keep
+
+  defp fate(state, {id, :live, segment, owner, _, _, record}) do
+    cond do
+      Registry.holder_count(state.instance, id) > 0 -> :keep
+      record.cleanup_policy == :reference_counted -> {:free, :unreferenced}
+      owner == :dead -> {:free, :owner_down}
+      expired?(segment, record.timeout) -> {:free, :expired}
+      true -> grace(owner)
+    end
+  end
+
+  defp grace({:grace, deadline}) do
+    if System.monotonic_time(:millisecond) >= deadline, do: {:free, :owner_down}, else: :keep
+  end
+
+  defp grace(_owner), do: :keep
+
+  defp expired?(_segment, :infinity), do: false
+  defp expired?(segment, timeout), do: System.system_time(:millisecond) - Native.segment_last_access(segment) >= timeout
+
+  defp judge(state, id) do
+    with {:ok, row} <- Registry.fetch(state.instance, id),
+         {:free, cause} <- fate(state, row) do
+      reclaim(state, row, cause)
+    else
+      _ -> state
+    end
+  end
+
+  # The owner has gone: a process, or a peer's session.
+  defp orphan(state, id, pid \\ nil) do
+    case Registry.fetch(state.instance, id) do
+      {:ok, {_, :reserved, _, _, _, _, _} = row} ->
+        reclaim(state, row, :uncommitted)
+
+      {:ok, {_, :live, _, ^pid, _, _, _}} when is_pid(pid) ->
+        Registry.put_owner(state.instance, id, :dead)
+        judge(state, id)
+
+      # Result of a peer: sealed, it waits a while for somebody to attach it.
+      {:ok, {_, :live, segment, {:peer, _}, _, _, _}} ->
+        sealed? = Native.segment_info(segment).state == :sealed
+        deadline = System.monotonic_time(:millisecond) + if(sealed?, do: state.instance.config.grace_period, else: 0)
+        Registry.put_owner(state.instance, id, {:grace, deadline})
+        judge(remind(state, id, deadline), id)
+
+      _ ->
+        state
+    end
+  end
+
+  defp remind(state, id, deadline) do
+    Process.send_after(self(), {:judge, id}, deadline, abs: true)
+    state
+  end
+
+  defp reclaim(state, {id, _, _, _, _, _, record} = row, cause) do
+    state = close(state, row)
+    Telemetry.execute(state.instance, :reclaim, %{bytes: record.size}, %{region_id: id, cause: cause})
+    state
+  end
+
+  # The memory first, the row last: killed in between, this is done again. Closing hands large memory to the reaper.
+  defp close(state, {id, _, segment, owner, _caller, charge, record}) do
+    tables = state.instance.tables
+    if segment, do: Native.segment_close(segment, record.name != nil)
+    if charge, do: Native.charge_release(charge)
+    if record.name, do: :ets.delete_object(tables.names, {record.name, id})
+    Fault.point(:closed, state.instance.name)
+    :ets.delete(tables.regions, id)
+    ReferenceCounter.forget(state.instance, id)
+    Waiters.notify(state.instance, id)
+    %{state | count: state.count - 1} |> unwatch(owner, id) |> unguard(id)
+  end
+
+  # ── Monitors ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp watch(state, pid, id) do
+    owners =
+      case state.owners do
+        %{^pid => {monitor, ids}} -> Map.put(state.owners, pid, {monitor, MapSet.put(ids, id)})
+        owners -> Map.put(owners, pid, {Process.monitor(pid), MapSet.new([id])})
+      end
+
+    %{state | owners: owners}
+  end
+
+  # A caller that is not the owner: only until it commits, but it does not say when that is.
+  defp guard(state, caller, id) do
+    monitor = Process.monitor(caller)
+    %{state | creators: Map.merge(state.creators, %{id => monitor, monitor => id})}
+  end
+
+  defp unguard(state, id) do
+    case Map.pop(state.creators, id) do
+      {nil, _} ->
+        state
+
+      {monitor, creators} ->
+        Process.demonitor(monitor, [:flush])
+        %{state | creators: Map.delete(creators, monitor)}
+    end
+  end
+
+  defp unwatch(state, pid, id) when is_pid(pid) do
+    case state.owners do
+      %{^pid => {monitor, ids}} ->
+        ids = MapSet.delete(ids, id)
+
+        if MapSet.size(ids) == 0 do
+          Process.demonitor(monitor, [:flush])
+          %{state | owners: Map.delete(state.owners, pid)}
+        else
+          %{state | owners: Map.put(state.owners, pid, {monitor, ids})}
+        end
+
+      _ ->
+        state
+    end
+  end
+
+  defp unwatch(state, _owner, _id), do: state
+end
