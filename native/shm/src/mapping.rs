@@ -42,6 +42,7 @@ impl Drop for Permit {
 #[derive(Debug)]
 enum Memory {
     /// Shared and writable. Peers may write too: no reference into it, ever.
+    #[expect(dead_code, reason = "owned for its drop; reached through `start`")]
     Writable(MmapRaw),
     /// Private and read-only, over an object that the kernel has sealed against writing and shrinking.
     Sealed(Mmap),

@@ -194,6 +194,10 @@ class Channel:
 
     def _give(self, frame: Frame, late: List[Abandoned]) -> None:
         rid = frame.fields.get("rid")
+        complaint = frame.fields.get("error")
+        if rid is None and isinstance(complaint, dict):
+            # Before it hangs up on what it could not read.
+            raise errors.protocol(f"or so it says of this side: {complaint.get('message')!r:.200}")
         if isinstance(rid, bool) or not isinstance(rid, int):
             raise errors.protocol(f"an answer without a rid: {frame.fields!r:.100}")
         if not isinstance(frame.fields.get("ok"), bool):

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any, Deque, Dict, Optional, Set, Tuple
+from typing import Any, Deque, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from . import description, errors, handle, mapping, options
 from .channel import Abandoned, Broken, Channel, Reply
@@ -33,6 +33,24 @@ ATTEMPTS = 4
 log = logging.getLogger("snakepit_shm")
 
 
+class Grant(NamedTuple):
+    """What was presented for a region, and the mode that was asked for."""
+
+    id: str
+    token: str
+    mode: str
+    expires: Optional[int]
+    want: str
+
+    def fields(self) -> Dict[str, Any]:
+        fields: Dict[str, Any] = {"id": self.id, "token": self.token, "mode": self.mode, "expires": self.expires}
+        return fields if self.want == self.mode else {**fields, "want": self.want}
+
+
+def grant_of(wanted: handle.Handle, mode: Optional[str] = None) -> Grant:
+    return Grant(wanted.id, wanted.token, wanted.mode, wanted.expires, mode or wanted.mode)
+
+
 class Hold:
     """What this process's session holds of one region. Guarded by the connection's lock, but for ``writing``."""
 
@@ -41,14 +59,17 @@ class Hold:
         self.count = 1
         self.leaving = False
         self.lost: Optional[errors.SnakepitShmError] = None
-        # By token: with these it is attached again when the session is gone.
-        self.grants: Dict[str, handle.Handle] = {}
+        # How it was attached, and will be again when the session is gone.
+        self.grants: Set[Grant] = set()
         # Allocated here and not sealed: it ends with the session.
         self.allocated = False
         # The memory objects that are mapped for it.
         self.objects: Set[mapping.Identity] = set()
         # The broker knows one writer a session; within the session it is the holder of this.
         self.writing = threading.Lock()
+
+    def strongest_first(self) -> List[Grant]:
+        return sorted(self.grants, key=lambda grant: grant.want != handle.READ_WRITE)
 
 
 class Connection:
@@ -84,7 +105,7 @@ class Connection:
         """Asks the broker, and asks again when the connection breaks.
 
         With ``retry=False`` it asks again only if the broker cannot have had the first request. ``timeout`` (seconds) is
-        the one that the request itself carries.
+        the one that the request itself carries. A ``hold`` that is lost, also while asking, raises why.
         """
         started = time.monotonic()
         deadline = started + (options.current.request_timeout if timeout is None else timeout + SLACK)
@@ -114,16 +135,15 @@ class Connection:
 
     # Holding
 
-    def attach(self, wanted: handle.Handle) -> Tuple[Hold, Reply]:
-        hold = self._take(wanted.id)
+    def attach(self, grant: Grant) -> Tuple[Hold, Reply]:
+        hold = self._take(grant.id)
         try:
-            fields = {"id": wanted.id, "token": wanted.token, "mode": wanted.mode, "expires": wanted.expires}
-            reply = self.request("attach", fields, descriptor=True)
+            reply = self.request("attach", grant.fields(), descriptor=True)
         except BaseException:
             self.drop(hold)
             raise
         with self._lock:
-            hold.grants[wanted.token] = wanted
+            hold.grants.add(grant)
         return hold, reply
 
     def _take(self, id: str) -> Hold:
@@ -228,7 +248,7 @@ class Connection:
                 self._changed.notify_all()
 
     def _establish(self, deadline: float) -> Channel:
-        # A first connection has nothing to wait for but a full queue; a lost one may be between two lives of the VM.
+        # A first connection waits for nothing but a full queue; a lost one may be between two lives of the VM.
         before = self._channel is not None
         deadline = min(deadline, time.monotonic() + options.current.reconnect_timeout)
         delay = 0.005
@@ -240,8 +260,7 @@ class Connection:
                     raise
                 if isinstance(error, Broken) and isinstance(error.error, errors.ProtocolError):
                     raise errors.again(error.error) from None
-                retry = before or isinstance(error, (BlockingIOError, Broken))
-                if not retry or self._closed or time.monotonic() + delay >= deadline:
+                if not (before or isinstance(error, BlockingIOError)) or self._closed or time.monotonic() + delay >= deadline:
                     raise errors.unreachable(f"The broker at {self.path} cannot be reached ({error}).") from error
             with self._lock:
                 if not self._closed:
@@ -285,10 +304,9 @@ class Connection:
             if hold.allocated:
                 message = f"Region {hold.id} was allocated by a session that is gone, and not sealed: it went with it."
                 error = errors.RegionNotFoundError("region_not_found", "region_not_found", message)
-            for grant in list(hold.grants.values()):
-                fields = {"id": grant.id, "token": grant.token, "mode": grant.mode, "expires": grant.expires}
+            for grant in hold.strongest_first():
                 try:
-                    reply = channel.call("attach", fields, time.monotonic() + GREETING_SECONDS, descriptor=True)
+                    reply = channel.call("attach", grant.fields(), time.monotonic() + GREETING_SECONDS, descriptor=True)
                     info = description.parse(reply.fields.get("region"), hold.id)
                     error = mapping.differs(reply, info, hold.objects)
                 except errors.TimeoutError:

@@ -36,9 +36,9 @@ def parse(fields: Any, id: Optional[str] = None) -> Description:
             raise errors.protocol(f"region.{key} is {fields.get(key)!r:.100}")
         return fields[key]
 
-    def whole(key: str, low: int) -> Any:
-        value = fields.get(key)
-        return need(key, is_int(value) and low <= value <= MAX_SIZE + HEADER_SIZE)
+    def whole(key: str, low: int) -> int:
+        value: Any = fields.get(key)
+        return int(need(key, is_int(value) and low <= value <= MAX_SIZE + HEADER_SIZE))
 
     name, dtype, shape = fields.get("id"), fields.get("dtype"), fields.get("shape")
     need("id", text_up_to(127)(name) and id in (None, name))
@@ -65,8 +65,7 @@ def parse(fields: Any, id: Optional[str] = None) -> Description:
 
 
 def integer(fields: Dict[str, Any], key: str) -> int:
-    value = fields.get(key)
+    value: Any = fields.get(key)
     if not is_int(value) or value < 0:
         raise errors.protocol(f"{key} is {value!r:.100}")
-    result: int = value
-    return result
+    return int(value)

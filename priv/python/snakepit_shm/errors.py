@@ -15,7 +15,8 @@ class SnakepitShmError(Exception):
     """The base of all errors here, and the class of those that have no class of their own."""
 
     def __init__(self, type: str, reason: str, message: str) -> None:
-        super().__init__(type, reason, message)
+        # Past OSError, which some of the classes below are too, and which would take these for errno and filename.
+        Exception.__init__(self, type, reason, message)
         self.type = type
         self.reason = reason
         self.message = message
@@ -63,13 +64,6 @@ class RegionNotFoundError(SnakepitShmError, LookupError):
 class PermissionDeniedError(SnakepitShmError, builtins.PermissionError):
     """The policy, the mode of the handle, or the ownership of the region does not allow it."""
 
-    def __init__(self, type: str, reason: str, message: str) -> None:
-        super().__init__(type, reason, message)
-        # OSError takes the first arguments for itself.
-        self.args = (type, reason, message)
-
-    __str__ = SnakepitShmError.__str__
-
 
 class SecurityViolationError(PermissionDeniedError):
     """A token that does not fit, an expired handle, a foreign user."""
@@ -104,12 +98,6 @@ class ProtocolError(SnakepitShmError):
 class ConnectionLostError(SnakepitShmError, ConnectionError):
     """The broker cannot be reached (``unreachable``), or was lost while a request was under way whose outcome is not known
     (``connection_lost``)."""
-
-    def __init__(self, type: str, reason: str, message: str) -> None:
-        super().__init__(type, reason, message)
-        self.args = (type, reason, message)
-
-    __str__ = SnakepitShmError.__str__
 
 
 # A reason that has a class narrower than its type's.

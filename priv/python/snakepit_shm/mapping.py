@@ -32,7 +32,7 @@ def descriptor_of(reply: Reply) -> Descriptor:
     return reply.descriptor
 
 
-def examine(descriptor: Descriptor, info: Description) -> Tuple[Identity, header.Header]:
+def examine(descriptor: Descriptor, info: Description) -> Identity:
     """Checks length, seals and header page without mapping anything."""
     fd = descriptor.fileno()
     status = os.fstat(fd)
@@ -54,14 +54,25 @@ def examine(descriptor: Descriptor, info: Description) -> Tuple[Identity, header
     for field, expected, value in (("id", info.id, found.id), ("data size", info.size, found.size), ("named", info.named, found.named)):
         if expected != value:
             raise errors.corrupted(field, repr(expected), value)
-    return (status.st_dev, status.st_ino), found
+    if found.state == header.INVALID:
+        raise invalid_memory(info.id)
+    if found.state == header.FREED:
+        raise errors.RegionNotFoundError("region_not_found", "region_not_found", f"Region {info.id} has been freed.")
+    return status.st_dev, status.st_ino
+
+
+def invalid_memory(id: str) -> errors.CorruptionError:
+    message = f"Region {id} is invalid: a writer died, or damage was found. Free it and write it again."
+    error = errors.CorruptionError("corruption_detected", "invalid", message)
+    error.field = "state"
+    return error
 
 
 def differs(reply: Reply, info: Description, mapped: Set[Identity]) -> Optional[errors.SnakepitShmError]:
     """Why what is mapped cannot stand for what the broker hands out now. The new descriptor is closed."""
     descriptor = descriptor_of(reply)
     try:
-        identity, _ = examine(descriptor, info)
+        identity = examine(descriptor, info)
     except errors.SnakepitShmError as error:
         return error
     finally:
@@ -77,7 +88,7 @@ class Mapping:
 
     def __init__(self, descriptor: Descriptor, info: Description, writable: bool, on_gone: Callable[[], Any]) -> None:
         try:
-            self.identity, _ = examine(descriptor, info)
+            self.identity = examine(descriptor, info)
             # A private mapping that is never written shows the shared pages. A shared one of a write-sealed object is
             # refused before Linux 6.7 even when it is read-only, and counts as a writer.
             flags, prot = (mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE) if writable else (mmap.MAP_PRIVATE, mmap.PROT_READ)

@@ -21,6 +21,7 @@ mod seal;
 mod transfer;
 
 pub use seal::Sealed;
+pub use transfer::View;
 
 use crate::backend::{self, Anonymous, Backend, HugePages, Named, Object, Request};
 use crate::budget::Charge;

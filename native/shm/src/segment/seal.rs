@@ -16,7 +16,7 @@ use super::{Memory, Phase, Segment, Wait, refusal};
 use crate::backend::Object;
 use crate::budget::Charge;
 use crate::error::{Error, Result};
-use crate::header::{DATA_OFFSET, Live, State};
+use crate::header::{DATA_OFFSET, Live, STATE, State};
 use crate::mapping::{Mapping, Permit};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -61,7 +61,7 @@ impl Segment {
         }
         memory.publish_state(State::Sealed)?;
         drop(memory);
-        let (permit, charge) = self.unmap()?;
+        let (permit, charge) = self.unmap().inspect_err(|_| self.take_back(&object))?;
         match object.seal() {
             Ok(()) => self.settle(map_sealed(object, permit, charge), false),
             Err(Error::Busy { .. }) if self.header.peers_write => {
@@ -87,6 +87,11 @@ impl Segment {
                 Err(other)
             }
         }
+    }
+
+    /// The header must not say sealed when it did not come to that. Best effort: peers believe it, this VM does not.
+    fn take_back(&self, object: &Arc<dyn Object>) {
+        let _ = object.write_at(STATE as u64, &(State::Allocated as u32).to_le_bytes());
     }
 
     fn sealed_before(&self) -> Result<Option<Sealed>> {
@@ -165,6 +170,8 @@ impl Segment {
     /// Puts the sealed memory into the slot, unless the segment has been given up meanwhile.
     fn settle(&self, memory: Arc<Memory>, copied: bool) -> Result<Sealed> {
         let zero_copy = memory.mapping.is_some();
+        // A peer that could write until just now has not touched the header in the last moment either.
+        self.check(&memory)?;
         let old;
         {
             let mut slot = self.slot.lock();

@@ -1,0 +1,210 @@
+defmodule Snakepit.SharedMemory.FaultTest do
+  # Kills the processes of an instance, and its callers, at the worst places, and checks that rows, memory, descriptors
+  # and references agree afterwards.
+  use Snakepit.ShmCase, async: false
+
+  alias Snakepit.Native
+  alias Snakepit.SharedMemory.{Fault, Registry}
+
+  @points [:reserve, :reserved, :create, :created, :committed, :free, :closed] ++
+            [:increment, :incremented, :decrement, :released]
+
+  setup %{shm: shm} do
+    on_exit(fn -> for point <- @points, do: Fault.disarm(shm, point) end)
+    Native.reaper_flush_dirty(10_000)
+    {:ok, in: [instance: shm], before: Native.live()}
+  end
+
+  # Kills whoever passes, the first `times` times.
+  defp kill_at(shm, point, times \\ 1) do
+    counter = :counters.new(1, [])
+
+    Fault.arm(shm, point, fn _ ->
+      :counters.add(counter, 1, 1)
+      if :counters.get(counter, 1) <= times, do: Process.exit(self(), :kill)
+    end)
+
+    counter
+  end
+
+  # Rows, charges, descriptors and mappings of the instance, after everything has been freed.
+  defp nothing_left(shm, before) do
+    settle(shm)
+    eventually(fn -> Shm.list!(instance: shm) == [] end)
+    for table <- [:regions, :names, :holders, :held, :waiters], do: assert(:ets.tab2list(instance(shm).tables[table]) == [])
+    eventually(fn -> :erlang.garbage_collect() && charged(shm) == 0 end)
+    now = Native.live()
+    assert Map.take(now, [:mappings, :descriptors]) == Map.take(before, [:mappings, :descriptors])
+  end
+
+  for point <- [:reserve, :reserved] do
+    test "the Manager killed at #{point}: the caller notices nothing", %{in: opts, shm: shm, before: before} do
+      kill_at(shm, unquote(point))
+      assert {:ok, region} = Shm.put("abc", opts)
+      assert Shm.view!(region) == "abc"
+      assert [%{id: id}] = Shm.list!(instance: shm)
+      assert id == region.id
+      Shm.free!(region)
+      nothing_left(shm, before)
+    end
+  end
+
+  for point <- [:create, :created, :committed] do
+    test "the caller killed at #{point}: nothing is left of its region", %{in: opts, shm: shm, before: before} do
+      kill_at(shm, unquote(point))
+      {pid, monitor} = spawn_monitor(fn -> Shm.put("abc", opts) end)
+      assert_receive {:DOWN, ^monitor, _, ^pid, :killed}
+      nothing_left(shm, before)
+    end
+
+    test "caller and Manager both killed at #{point}", %{in: opts, shm: shm, before: before} do
+      manager = child(shm, Manager)
+
+      Fault.arm(shm, unquote(point), fn _ ->
+        Fault.disarm(shm, unquote(point))
+        Process.exit(manager, :kill)
+        Process.exit(self(), :kill)
+      end)
+
+      {pid, monitor} = spawn_monitor(fn -> Shm.put("abc", opts) end)
+      assert_receive {:DOWN, ^monitor, _, ^pid, :killed}
+      eventually(fn -> child(shm, Manager) not in [nil, manager] end)
+      nothing_left(shm, before)
+    end
+  end
+
+  test "a caller that makes a region for somebody else is killed in between", %{in: opts, shm: shm, before: before} do
+    kill_at(shm, :created)
+    owner = spawn_worker()
+    {pid, monitor} = spawn_monitor(fn -> Shm.put("abc", [owner: owner] ++ opts) end)
+    assert_receive {:DOWN, ^monitor, _, ^pid, :killed}
+    nothing_left(shm, before)
+    send(owner, :stop)
+  end
+
+  test "the owner dies between reserve and commit", %{in: opts, shm: shm, before: before} do
+    owner = spawn_worker()
+
+    Fault.arm(shm, :created, fn _ ->
+      kill(owner)
+      settle(shm)
+    end)
+
+    assert {:error, %Error{reason: :owner_down}} = Shm.put("abc", [owner: owner] ++ opts)
+    Fault.disarm(shm, :created)
+    nothing_left(shm, before)
+  end
+
+  for point <- [:free, :closed] do
+    test "the Manager killed at #{point} of a free: it is done all the same", %{in: opts, shm: shm, before: before} do
+      region = Shm.put!("abc", opts)
+      kill_at(shm, unquote(point))
+      assert :ok = Shm.free(region)
+      nothing_left(shm, before)
+    end
+
+    test "the Manager killed at #{point} of an owner's death", %{in: opts, shm: shm, before: before} do
+      worker = spawn_worker()
+      in_worker(worker, fn -> for _ <- 1..5, do: Shm.put!("abc", opts) end)
+      kill_at(shm, unquote(point), 2)
+      kill(worker)
+      nothing_left(shm, before)
+    end
+  end
+
+  for point <- [:increment, :incremented] do
+    test "the ReferenceCounter killed at #{point}", %{in: opts, shm: shm, before: before} do
+      region = Shm.put!("abc", opts)
+      kill_at(shm, unquote(point))
+      assert :ok = Shm.hold(region)
+      assert Shm.info!(region).references == [self()]
+      Shm.free!(region)
+      nothing_left(shm, before)
+    end
+  end
+
+  for point <- [:decrement, :released] do
+    test "the ReferenceCounter killed at #{point}: an orphan still goes", %{in: opts, shm: shm, before: before} do
+      owner = spawn_worker()
+      region = in_worker(owner, fn -> Shm.put!("abc", opts) end)
+      Shm.hold!(region)
+      kill(owner)
+      settle(shm)
+      kill_at(shm, unquote(point))
+      assert {:error, %Error{}} = with(:ok <- Shm.release(region), do: {:error, %Error{}})
+      nothing_left(shm, before)
+    end
+  end
+
+  test "under load, every process killed again and again, two at once", %{in: opts, shm: shm, before: before} do
+    stop = :atomics.new(1, [])
+
+    users =
+      for _ <- 1..4 do
+        Task.async(fn ->
+          Stream.repeatedly(fn ->
+            with {:ok, region} <- Shm.put(:binary.copy("x", 1 + :rand.uniform(9000)), opts),
+                 :ok <- Shm.hold(region),
+                 {:ok, view} <- Shm.view(region) do
+              assert view == :binary.copy("x", region.size)
+              if :rand.uniform(2) == 1, do: Shm.release(region)
+              :ok = Shm.free(region)
+            end
+          end)
+          |> Enum.reduce_while(0, fn
+            :ok, n -> if(:atomics.get(stop, 1) == 1, do: {:halt, n}, else: {:cont, n + 1})
+            # The supervisor was slower than the patience of a caller: told, and nothing kept.
+            {:error, error}, n -> if(:atomics.get(stop, 1) == 1, do: {:halt, n}, else: {:cont, assert(error.reason == :not_started) && n})
+          end)
+        end)
+      end
+
+    roles = [Manager, ReferenceCounter, Janitor, SecurityController, Broker]
+
+    for _ <- 1..150 do
+      for role <- Enum.take_random(roles, 2), pid = child(shm, role), do: Process.exit(pid, :kill)
+      eventually(fn -> Enum.all?(roles, &child(shm, &1)) end)
+    end
+
+    :atomics.put(stop, 1, 1)
+    counts = Task.await_many(users, 60_000)
+    assert Enum.sum(counts) > 0
+    # The users have ended: what a lost answer left to them goes with them.
+    nothing_left(shm, before)
+  end
+
+  test "users killed under load", %{in: opts, shm: shm, before: before} do
+    for _ <- 1..100 do
+      pid =
+        spawn(fn ->
+          Stream.repeatedly(fn ->
+            region = Shm.put!(:binary.copy("x", 5000), opts)
+            Shm.hold!(region)
+            Shm.view!(region)
+          end)
+          |> Stream.run()
+        end)
+
+      # Somewhere in the middle of something.
+      :erlang.yield()
+      for _ <- 1..:rand.uniform(2000), do: :ok
+      kill(pid)
+    end
+
+    nothing_left(shm, before)
+  end
+
+  test "a Manager that is restarted knows limits and owners from the rows", %{in: opts, shm: shm} do
+    regions = for _ <- 1..3, do: Shm.put!("x", opts)
+    worker = spawn_worker()
+    theirs = in_worker(worker, fn -> Shm.put!("y", opts) end)
+    manager = child(shm, Manager)
+    kill(manager)
+    eventually(fn -> child(shm, Manager) not in [nil, manager] end)
+    assert :sys.get_state(child(shm, Manager)).count == 4
+    kill(worker)
+    settle(shm)
+    assert Registry.fetch(instance(shm), theirs.id) == :error
+    for region <- regions, do: assert(Shm.view!(region) == "x")
+  end
+end
