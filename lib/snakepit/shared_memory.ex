@@ -152,7 +152,7 @@ defmodule Snakepit.SharedMemory do
     broker =
       if config.broker,
         do: [
-          {DynamicSupervisor, name: Instance.child(name, Connections), strategy: :one_for_one},
+          {DynamicSupervisor, name: Instance.child(name, :connections), strategy: :one_for_one},
           {Broker, instance}
         ],
         else: []
@@ -513,7 +513,7 @@ defmodule Snakepit.SharedMemory do
   def release(region), do: change_hold(region, :decrement, :release)
 
   defp change_hold(%Region{node: node, id: id} = region, request, operation) when node != node() do
-    result = Call.call(%{name: region.instance}, ReferenceCounter, {request, id, self()}, operation, node)
+    result = Call.call(%{name: region.instance}, :reference_counter, {request, id, self()}, operation, node)
     with {:ok, _count} <- result, do: :ok
   end
 

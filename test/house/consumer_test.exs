@@ -117,6 +117,28 @@ defmodule Snakepit.House.ConsumerTest do
     end
   end
 
+  describe "two checkouts with one cargo target directory" do
+    setup :not_built
+
+    test "get a library each", %{checkout: checkout} do
+      other = checkout!("other_checkout")
+      mark = "built from the other checkout"
+      source = Path.join(other, "native/nif/src/lib.rs")
+      declaration = ~s(#[used]\nstatic MARK: [u8; #{byte_size(mark)}] = *b"#{mark}";\n)
+      File.write!(source, File.read!(source) <> "\n" <> declaration)
+
+      for dir <- [other, checkout], do: assert({_, 0} = run(dir, ~w(mix compile)))
+      marked? = fn dir -> File.read!(library(dir)) =~ mark end
+      assert {marked?.(other), marked?.(checkout)} == {true, false}
+
+      # Nothing has changed here, so cargo alone would hand over what lies there: the other's.
+      {_, 0} = run(other, ~w(mix compile --force))
+      File.rm!(library(checkout))
+      {_, 0} = run(checkout, ~w(mix compile))
+      refute marked?.(checkout)
+    end
+  end
+
   describe "a change" do
     setup :built
 
@@ -222,6 +244,8 @@ defmodule Snakepit.House.ConsumerTest do
       assert output =~ "not an absolute path"
     end
   end
+
+  defp library(checkout), do: checkout |> Path.join("priv/native/snakepit_nif.*") |> Path.wildcard() |> hd()
 
   defp parents(path, top) when path == top, do: [top]
   defp parents(path, top), do: [path | parents(Path.dirname(path), top)]

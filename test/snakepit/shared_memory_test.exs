@@ -77,7 +77,8 @@ defmodule Snakepit.SharedMemoryTest do
 
     for size <- [0, -1, 1.5, nil, "8"] do
       test "refuses the size #{inspect(size)}", %{in: opts} do
-        assert {:error, %Error{reason: :invalid_size, details: %{got: unquote(size)}}} = Shm.allocate(unquote(size), opts)
+        assert {:error, %Error{reason: :invalid_size, details: %{got: unquote(size)}}} =
+                 Shm.allocate(unquote(size), opts)
       end
     end
 
@@ -106,12 +107,18 @@ defmodule Snakepit.SharedMemoryTest do
             security_level: :paranoid,
             sise: 3
           ] do
-        assert {:error, %Error{reason: :invalid_option, details: %{key: ^key}} = error} = Shm.allocate(16, [{key, value} | opts])
+        assert {:error, %Error{reason: :invalid_option, details: %{key: ^key}} = error} =
+                 Shm.allocate(16, [{key, value} | opts])
+
         assert Exception.message(error) =~ inspect(key)
       end
 
-      assert {:error, %Error{details: %{key: :timeout}}} = Shm.allocate(16, [cleanup_policy: :manual, timeout: 5] ++ opts)
-      assert {:error, %Error{details: %{key: :huge_pages}}} = Shm.allocate(16, [huge_pages: true, peers: :read_write] ++ opts)
+      assert {:error, %Error{details: %{key: :timeout}}} =
+               Shm.allocate(16, [cleanup_policy: :manual, timeout: 5] ++ opts)
+
+      assert {:error, %Error{details: %{key: :huge_pages}}} =
+               Shm.allocate(16, [huge_pages: true, peers: :read_write] ++ opts)
+
       assert {:error, %Error{details: %{key: :options}}} = Shm.allocate(16, :none)
       assert Shm.list!(instance: shm) == []
       assert charged(shm) == 0
@@ -127,7 +134,9 @@ defmodule Snakepit.SharedMemoryTest do
     test "metadata comes back as JSON has it", %{in: opts} do
       region = Shm.allocate!(16, [metadata: %{"b" => [1, 2.5, nil, true], layer: %{"x" => "ü"}}] ++ opts)
       assert region.metadata == %{"layer" => %{"x" => "ü"}, "b" => [1, 2.5, nil, true]}
-      assert {:error, %Error{details: %{key: :metadata}}} = Shm.allocate(16, [metadata: %{a: String.duplicate("x", 3100)}] ++ opts)
+
+      assert {:error, %Error{details: %{key: :metadata}}} =
+               Shm.allocate(16, [metadata: %{a: String.duplicate("x", 3100)}] ++ opts)
     end
   end
 
@@ -143,7 +152,9 @@ defmodule Snakepit.SharedMemoryTest do
     end
 
     test "that do not fit the size are refused with both", %{in: opts} do
-      assert {:error, %Error{details: %{key: :shape, expected: text}}} = Shm.allocate(100, [dtype: "float32", shape: [24]] ++ opts)
+      assert {:error, %Error{details: %{key: :shape, expected: text}}} =
+               Shm.allocate(100, [dtype: "float32", shape: [24]] ++ opts)
+
       assert text =~ "100 bytes"
       assert {:error, %Error{details: %{key: :dtype}}} = Shm.allocate(10, [dtype: "float32"] ++ opts)
       assert {:error, %Error{details: %{key: :shape}}} = Shm.allocate(8, [dtype: "int8", shape: [-2, -4]] ++ opts)
@@ -208,7 +219,15 @@ defmodule Snakepit.SharedMemoryTest do
     end
 
     test "what is not a region is said so" do
-      for {:error, error} <- [Shm.read(:x, 0, 1), Shm.view("x"), Shm.free(nil), Shm.info(:x), Shm.seal(1), Shm.hold(2), Shm.handle(3)] do
+      for {:error, error} <- [
+            Shm.read(:x, 0, 1),
+            Shm.view("x"),
+            Shm.free(nil),
+            Shm.info(:x),
+            Shm.seal(1),
+            Shm.hold(2),
+            Shm.handle(3)
+          ] do
         assert error.reason == :invalid_argument
       end
     end
@@ -298,8 +317,13 @@ defmodule Snakepit.SharedMemoryTest do
       assert {:error, %Error{reason: :not_found}} = Shm.from_file(Path.join(directory, "none"), opts)
       assert {:error, %Error{details: %{key: :length}}} = Shm.from_file(Path.join(directory, "empty"), opts)
       assert {:error, %Error{details: %{key: :path}}} = Shm.from_file(directory, opts)
-      assert {:error, %Error{details: %{key: :length}}} = Shm.from_file(Path.join(directory, "short"), [length: 4] ++ opts)
-      assert {:error, %Error{details: %{key: :file_offset}}} = Shm.from_file(Path.join(directory, "short"), [file_offset: 4] ++ opts)
+
+      assert {:error, %Error{details: %{key: :length}}} =
+               Shm.from_file(Path.join(directory, "short"), [length: 4] ++ opts)
+
+      assert {:error, %Error{details: %{key: :file_offset}}} =
+               Shm.from_file(Path.join(directory, "short"), [file_offset: 4] ++ opts)
+
       assert Shm.list!(instance: shm) == []
       assert_raise Error, fn -> Shm.stream!(:x) end
     end

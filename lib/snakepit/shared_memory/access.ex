@@ -3,7 +3,7 @@ defmodule Snakepit.SharedMemory.Access do
   # Reading and writing, in the calling process: the row for the native resource, then the memory. No process hop.
 
   alias Snakepit.Native
-  alias Snakepit.SharedMemory.{Error, Instance, Manager, Region, Registry, Telemetry, Waiters}
+  alias Snakepit.SharedMemory.{Error, Instance, Manager, Region, Registry, Stats, Telemetry, Waiters}
 
   # Up to here a copy takes some tens of microseconds, and stays on the scheduler.
   @small 256 * 1024
@@ -13,49 +13,56 @@ defmodule Snakepit.SharedMemory.Access do
   @spec write(Region.t(), non_neg_integer(), iodata(), timeout()) :: :ok | {:error, Error.t()}
   def write(region, offset, iodata, timeout) do
     with {:ok, vector, length} <- to_vector(region, iodata),
-         {:ok, instance, segment} <- target(region, :write),
-         :ok <- check_range(region, offset, length, :write),
-         :ok <- check_mode(instance, region) do
+         {:ok, instance, segment} <- target(region, :write) do
       Telemetry.measure(instance, :write, region.id, length, fn ->
         operation = if length <= @small, do: &Native.segment_write/3, else: &Native.segment_write_dirty/3
-        attempt = fn -> operation.(segment, offset, vector) end
 
-        with {:ok, _generation} <- patiently(instance, region.id, timeout, :write, attempt) do
-          Waiters.notify(instance, region.id)
-        end
+        with :ok <- check_range(region, offset, length, :write),
+             :ok <- check_mode(instance, region, :write),
+             {:ok, _generation} <-
+               patiently(instance, region.id, timeout, :write, fn -> operation.(segment, offset, vector) end),
+             do: Waiters.notify(instance, region.id)
       end)
     end
   end
 
   @spec read(Region.t(), non_neg_integer(), non_neg_integer(), timeout()) :: {:ok, binary()} | {:error, Error.t()}
   def read(region, offset, length, timeout) do
-    with {:ok, instance, segment} <- target(region, :read),
-         :ok <- check_range(region, offset, length, :read) do
+    with {:ok, instance, segment} <- target(region, :read) do
       Telemetry.measure(instance, :read, region.id, length, fn ->
         operation = if length <= @small, do: &Native.segment_read/3, else: &Native.segment_read_dirty/3
-        patiently(instance, region.id, timeout, :read, fn -> operation.(segment, offset, length) end)
+
+        with :ok <- check_range(region, offset, length, :read),
+             do: patiently(instance, region.id, timeout, :read, fn -> operation.(segment, offset, length) end)
       end)
     end
   end
 
   @spec view(Region.t(), non_neg_integer(), non_neg_integer()) :: {:ok, binary()} | {:error, Error.t()}
   def view(region, offset, length) do
-    with {:ok, instance, segment} <- target(region, :view),
-         :ok <- check_range(region, offset, length, :view) do
+    with {:ok, instance, segment} <- target(region, :view) do
       Telemetry.measure(instance, :view, region.id, length, fn ->
-        case Native.segment_view(segment, offset, length) do
-          {:ok, binary} -> {:ok, binary}
-          # Memory that somebody could truncate is never mapped: a copy of what is sealed is as good, only slower.
-          {:error, {:not_zero_copy, _}} -> copy(segment, offset, length, region.id)
-          failure -> Error.from_native(failure, :view, region.id)
-        end
+        with :ok <- check_range(region, offset, length, :view), do: view_of(segment, offset, length, region.id)
       end)
     end
   end
 
-  defp copy(segment, offset, length, id) do
-    operation = if length <= @small, do: &Native.segment_read/3, else: &Native.segment_read_dirty/3
-    with {:error, _} = failure <- operation.(segment, offset, length), do: Error.from_native(failure, :view, id)
+  defp view_of(segment, offset, length, id) do
+    case Native.segment_view(segment, offset, length) do
+      {:ok, binary} -> {:ok, binary}
+      # Memory that somebody could truncate is never mapped: a copy of what is sealed is as good, only slower.
+      {:error, {:not_zero_copy, _}} -> copy_of(segment, offset, length, id)
+      failure -> Error.from_native(failure, :view, id)
+    end
+  end
+
+  defp copy_of(segment, offset, length, id) do
+    if Native.segment_info(segment).state == :sealed do
+      operation = if length <= @small, do: &Native.segment_read/3, else: &Native.segment_read_dirty/3
+      or_error(operation.(segment, offset, length), :view, id)
+    else
+      {:error, Error.new(:not_sealed, :view, id)}
+    end
   end
 
   @spec fill(Region.t(), Path.t(), non_neg_integer(), non_neg_integer()) :: :ok | {:error, Error.t()}
@@ -71,12 +78,11 @@ defmodule Snakepit.SharedMemory.Access do
   # The header, system calls and page tables of small regions are cheap enough for the scheduler.
   @spec seal(Region.t()) :: {:ok, Region.t()} | {:error, Error.t()}
   def seal(region) do
-    with {:ok, instance, segment} <- target(region, :seal),
-         :ok <- check_mode(instance, region, :seal) do
+    with {:ok, instance, segment} <- target(region, :seal) do
       Telemetry.measure(instance, :seal, region.id, region.size, fn ->
         operation = if region.size <= @small, do: &Native.segment_seal/1, else: &Native.segment_seal_dirty/1
 
-        case operation.(segment) do
+        case with(:ok <- check_mode(instance, region, :seal), do: operation.(segment)) do
           {:ok, _how} ->
             Waiters.notify(instance, region.id)
             {:ok, %{region | sealed: true}}
@@ -84,6 +90,9 @@ defmodule Snakepit.SharedMemory.Access do
           {:error, {:busy, details}} ->
             details = Map.put(details, :writers, writers(instance, region.id))
             {:error, Error.new(:busy, :seal, region.id, details)}
+
+          {:error, %Error{}} = refused ->
+            refused
 
           failure ->
             Error.from_native(failure, :seal, region.id)
@@ -125,9 +134,16 @@ defmodule Snakepit.SharedMemory.Access do
     do: {:error, Error.new(:remote_region, operation, id, %{node: node})}
 
   def target(%Region{id: id}, operation) do
-    with {:ok, instance} <- Instance.of_id(id),
-         {:ok, segment} <- Registry.segment(instance, id) do
-      {:ok, instance, segment}
+    with {:ok, instance} <- Instance.of_id(id) do
+      case Registry.segment(instance, id) do
+        {:ok, segment} ->
+          {:ok, instance, segment}
+
+        :error ->
+          error = Error.new(:region_not_found, operation, id)
+          Stats.error(instance.stats, error.type)
+          {:error, error}
+      end
     else
       :error -> {:error, Error.new(:region_not_found, operation, id)}
     end
@@ -168,8 +184,6 @@ defmodule Snakepit.SharedMemory.Access do
 
   defp bad(operation, id, key, expected, got),
     do: {:error, Error.new(:invalid_argument, operation, id, %{key: key, expected: expected, got: got})}
-
-  defp check_mode(instance, region, operation \\ :write)
 
   defp check_mode(_instance, %Region{mode: :read_only, id: id}, operation),
     do: {:error, Error.new(:read_only, operation, id, %{because: "this value was made with mode: :read_only"})}

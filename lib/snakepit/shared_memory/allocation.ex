@@ -74,8 +74,10 @@ defmodule Snakepit.SharedMemory.Allocation do
         commit(instance, id, record, segment, operation)
 
       failure ->
+        # Undone by the Manager meanwhile, and the charge with it?
+        undone? = Registry.fetch(instance, id) == :error
         Manager.abort(instance, id)
-        Error.from_native(failure, operation, id)
+        if undone?, do: owner_down(operation, id, record), else: Error.from_native(failure, operation, id)
     end
   end
 
@@ -86,9 +88,11 @@ defmodule Snakepit.SharedMemory.Allocation do
       {:ok, Registry.to_region(instance, row)}
     else
       Native.segment_close(segment, record.name != nil)
-      {:error, Error.new(:owner_down, operation, id, %{owner: record.owner})}
+      owner_down(operation, id, record)
     end
   end
+
+  defp owner_down(operation, id, record), do: {:error, Error.new(:owner_down, operation, id, %{owner: record.owner})}
 
   # Freed by somebody else the moment it was ready: the value is still right, the next use says so.
   defp or_row({:ok, row}, _id, _segment, _record), do: {:ok, row}

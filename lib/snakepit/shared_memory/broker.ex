@@ -45,11 +45,11 @@ defmodule Snakepit.SharedMemory.Broker do
 
   @doc false
   @spec open_session(Instance.t(), String.t(), map()) :: {:ok, session()} | {:error, Error.t()}
-  def open_session(instance, id, session), do: Call.call(instance, Broker, {:open, id, session}, :hello)
+  def open_session(instance, id, session), do: Call.call(instance, :broker, {:open, id, session}, :hello)
 
   @doc false
   @spec resume_session(Instance.t(), String.t(), map()) :: {:ok, session()} | {:error, Error.t()}
-  def resume_session(instance, id, session), do: Call.call(instance, Broker, {:resume, id, session}, :hello)
+  def resume_session(instance, id, session), do: Call.call(instance, :broker, {:resume, id, session}, :hello)
 
   @doc false
   # Something that the session was writing is torn now.
@@ -77,7 +77,7 @@ defmodule Snakepit.SharedMemory.Broker do
 
   @doc false
   def start_link(instance),
-    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, Broker))
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :broker))
 
   # monitors  monitor => session id        pending  session id => timer
   @impl true
@@ -234,7 +234,7 @@ defmodule Snakepit.SharedMemory.Broker do
   end
 
   defp room(%{config: %{max_connections: limit}} = instance) do
-    %{active: active} = DynamicSupervisor.count_children(Instance.child(instance.name, Connections))
+    %{active: active} = DynamicSupervisor.count_children(Instance.child(instance.name, :connections))
     if active < limit, do: :ok, else: {:error, Error.new(:too_many_connections, :hello, nil, %{limit: limit})}
   end
 
@@ -242,7 +242,7 @@ defmodule Snakepit.SharedMemory.Broker do
     Fault.point(:accept, instance.name)
     child = {Connection, {instance, socket, peer}}
 
-    with {:ok, pid} <- DynamicSupervisor.start_child(Instance.child(instance.name, Connections), child),
+    with {:ok, pid} <- DynamicSupervisor.start_child(Instance.child(instance.name, :connections), child),
          :ok <- :socket.setopt(socket, {:otp, :controlling_process}, pid) do
       send(pid, :go)
     else

@@ -40,8 +40,18 @@ defmodule Snakepit.SharedMemory.Instance do
 
   def key(_), do: :error
 
+  @roles %{
+    manager: "Manager",
+    reference_counter: "ReferenceCounter",
+    security_controller: "SecurityController",
+    broker: "Broker",
+    connections: "Connections",
+    janitor: "Janitor"
+  }
+
+  @doc "The registered name of one of the instance's processes."
   @spec child(atom(), atom()) :: atom()
-  def child(name, role), do: Module.concat(name, role)
+  def child(name, role), do: Module.concat(name, Map.fetch!(@roles, role))
 
   @spec put(t()) :: :ok
   def put(%__MODULE__{} = instance), do: :persistent_term.put({__MODULE__, instance.key}, instance)

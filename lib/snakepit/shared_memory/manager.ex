@@ -195,7 +195,7 @@ defmodule Snakepit.SharedMemory.Manager do
       size: record.size,
       state: if(native.state == :closed, do: :invalid, else: native.state),
       created_at: DateTime.from_unix!(record.created_at, :microsecond),
-      last_accessed: DateTime.from_unix!(native.last_access, :millisecond),
+      last_accessed: DateTime.from_unix!(max(native.last_access * 1000, record.created_at), :microsecond),
       access_count: native.access_count,
       reference_count: length(holders),
       references: holders,
@@ -223,7 +223,7 @@ defmodule Snakepit.SharedMemory.Manager do
 
   @doc false
   def start_link(instance),
-    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, Manager))
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :manager))
 
   @doc false
   # The row, the monitors and the charge of `bytes`. The caller chooses the id, so that asking again after a crash of
@@ -231,7 +231,7 @@ defmodule Snakepit.SharedMemory.Manager do
   @spec reserve(Instance.t(), String.t(), map(), Registry.owner(), pos_integer()) ::
           {:ok, Native.charge()} | {:error, Error.t()}
   def reserve(instance, id, record, owner, bytes) do
-    with {:error, error} <- Call.call(instance, Manager, {:reserve, self(), id, record, owner, bytes}, :allocate) do
+    with {:error, error} <- Call.call(instance, :manager, {:reserve, self(), id, record, owner, bytes}, :allocate) do
       # The answer may have been lost, not the row.
       if error.reason == :timeout, do: abort(instance, id)
       {:error, error}
@@ -240,35 +240,35 @@ defmodule Snakepit.SharedMemory.Manager do
 
   @doc false
   @spec abort(Instance.t(), String.t()) :: :ok
-  def abort(instance, id), do: Call.cast(instance, Manager, {:abort, id})
+  def abort(instance, id), do: Call.cast(instance, :manager, {:abort, id})
 
   @doc false
   @spec free(Instance.t(), String.t()) :: :ok | {:error, Error.t()}
-  def free(instance, id), do: Call.call(instance, Manager, {:free, id}, :free)
+  def free(instance, id), do: Call.call(instance, :manager, {:free, id}, :free)
 
   @doc false
   @spec transfer(Instance.t(), String.t(), pid(), pid() | :none) :: :ok | {:error, Error.t()}
-  def transfer(instance, id, from, to), do: Call.call(instance, Manager, {:transfer, id, from, to}, :transfer)
+  def transfer(instance, id, from, to), do: Call.call(instance, :manager, {:transfer, id, from, to}, :transfer)
 
   @doc false
   # Puts a named region of an earlier VM, opened by the Janitor, into service.
   @spec adopt(Instance.t(), Registry.row()) :: :ok | {:error, Error.t()}
-  def adopt(instance, row), do: Call.call(instance, Manager, {:adopt, row}, :adopt)
+  def adopt(instance, row), do: Call.call(instance, :manager, {:adopt, row}, :adopt)
 
   @doc false
   # Somebody has let go: perhaps nothing keeps the region any more.
   @spec evaluate(Instance.t(), String.t()) :: :ok
-  def evaluate(instance, id), do: Call.cast(instance, Manager, {:evaluate, id})
+  def evaluate(instance, id), do: Call.cast(instance, :manager, {:evaluate, id})
 
   @doc false
   # A peer's session has ended; what it allocated goes, or gets its time of grace.
   @spec owner_gone(Instance.t(), {:peer, String.t()}) :: :ok | {:error, Error.t()}
-  def owner_gone(instance, owner), do: Call.call(instance, Manager, {:owner_gone, owner}, :free)
+  def owner_gone(instance, owner), do: Call.call(instance, :manager, {:owner_gone, owner}, :free)
 
   @doc false
   # Frees what has not been used for its timeout, and judges everything again: what a killed process did not get to do.
   @spec sweep(Instance.t()) :: {:ok, [String.t()]} | {:error, Error.t()}
-  def sweep(instance), do: Call.call(instance, Manager, :sweep, :cleanup)
+  def sweep(instance), do: Call.call(instance, :manager, :sweep, :cleanup)
 
   # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -290,7 +290,9 @@ defmodule Snakepit.SharedMemory.Manager do
           pid when is_pid(pid) -> watch(state, pid, id)
           {:grace, deadline} -> remind(state, id, deadline)
           {:peer, session} -> if known_session?(state, session), do: state, else: orphan(state, id)
-          _ -> state
+          # Orphaned, and perhaps not yet freed, when the crash came.
+          :dead -> judge(state, id)
+          :none -> state
         end
       end)
 

@@ -45,7 +45,7 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
   defp change(operation, region_id, holder) do
     with :ok <- check_holder(operation, holder),
          {:ok, instance, _} <- Registry.locate(region_id, operation),
-         do: Call.call(instance, ReferenceCounter, {operation, region_id, holder}, operation)
+         do: Call.call(instance, :reference_counter, {operation, region_id, holder}, operation)
   end
 
   defp check_holder(_operation, holder) when is_pid(holder) or is_reference(holder), do: :ok
@@ -60,12 +60,12 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
 
   @doc false
   def start_link(instance),
-    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, ReferenceCounter))
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :reference_counter))
 
   @doc false
   # Lets go of everything that a peer's session holds.
   @spec drop_holder(Instance.t(), process_ref()) :: :ok | {:error, Error.t()}
-  def drop_holder(instance, holder), do: Call.call(instance, ReferenceCounter, {:drop, holder}, :release)
+  def drop_holder(instance, holder), do: Call.call(instance, :reference_counter, {:drop, holder}, :release)
 
   @doc false
   @spec move(Instance.t(), region_id(), process_ref(), process_ref()) :: :ok
@@ -78,17 +78,17 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
   @doc false
   # A row was put in by somebody else.
   @spec watch(Instance.t(), process_ref()) :: :ok
-  def watch(instance, holder), do: Call.cast(instance, ReferenceCounter, {:watch, holder})
+  def watch(instance, holder), do: Call.cast(instance, :reference_counter, {:watch, holder})
 
   @doc false
   # The region is gone.
   @spec forget(Instance.t(), region_id()) :: :ok
-  def forget(instance, id), do: Call.cast(instance, ReferenceCounter, {:forget, id})
+  def forget(instance, id), do: Call.cast(instance, :reference_counter, {:forget, id})
 
   @doc false
   # Removes rows of regions and sessions that are gone.
   @spec sweep(Instance.t()) :: :ok
-  def sweep(instance), do: Call.cast(instance, ReferenceCounter, :sweep)
+  def sweep(instance), do: Call.cast(instance, :reference_counter, :sweep)
 
   # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -30,12 +30,12 @@ defmodule Snakepit.SharedMemory.SecurityController do
 
   @doc "Whether the request is granted, and with which mode; the region it is for."
   @spec authorize(Instance.t(), request()) :: {:ok, mode(), Registry.row()} | {:error, Error.t()}
-  def authorize(instance, request), do: Call.call(instance, SecurityController, {:authorize, request}, :attach)
+  def authorize(instance, request), do: Call.call(instance, :security_controller, {:authorize, request}, :attach)
 
   @doc "Signs a handle."
   @spec sign(Instance.t(), String.t(), mode(), non_neg_integer() | nil) :: {:ok, String.t()} | {:error, Error.t()}
   def sign(instance, id, mode, expires),
-    do: Call.call(instance, SecurityController, {:sign, id, mode, expires}, :handle)
+    do: Call.call(instance, :security_controller, {:sign, id, mode, expires}, :handle)
 
   @doc "A handle of the region, in the strictest of the given modes."
   @spec handle(Instance.t(), Registry.row(), [mode()], non_neg_integer() | nil) ::
@@ -81,7 +81,7 @@ defmodule Snakepit.SharedMemory.SecurityController do
 
   @doc false
   def start_link(instance),
-    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, SecurityController))
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :security_controller))
 
   # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
 

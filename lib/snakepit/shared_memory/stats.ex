@@ -67,6 +67,9 @@ defmodule Snakepit.SharedMemory.Stats do
   def error(%{errors: errors}, type) do
     :ets.update_counter(errors, type, 1, {type, 0})
     :ok
+  rescue
+    # The instance has just ended.
+    ArgumentError -> :ok
   end
 
   @doc false

@@ -26,6 +26,9 @@ defmodule Snakepit.SharedMemory.Waiters do
   def notify(%{tables: %{waiters: table}}, id) do
     # Numbers sort before everything else, so this is the place in front of the region's first row.
     drain(table, id, :ets.next(table, {id, 0}))
+  rescue
+    # The instance has just ended, and with it everything that one could wait for.
+    ArgumentError -> :ok
   end
 
   defp drain(table, id, {id, ref} = key) do

@@ -50,14 +50,30 @@ defmodule Snakepit.SharedMemory.ConfigTest do
     assert {:error, %Error{reason: :invalid_config} = error} = Shm.start_link([name: :advanced] ++ @advanced)
     message = Exception.message(error)
 
-    refused = [:allocation_strategy, :enable_defragmentation, :security_level, :encryption_enabled, :audit_access, :secure_cleanup]
+    refused = [
+      :allocation_strategy,
+      :enable_defragmentation,
+      :security_level,
+      :encryption_enabled,
+      :audit_access,
+      :secure_cleanup
+    ]
+
     assert length(error.details.problems) == length(refused)
     for key <- refused, do: assert(message =~ inspect(key))
     assert Process.whereis(:advanced) == nil
   end
 
   test "the advanced example starts without what is for later" do
-    later = [:allocation_strategy, :enable_defragmentation, :security_level, :encryption_enabled, :audit_access, :secure_cleanup]
+    later = [
+      :allocation_strategy,
+      :enable_defragmentation,
+      :security_level,
+      :encryption_enabled,
+      :audit_access,
+      :secure_cleanup
+    ]
+
     %{shm: shm} = start_instance(Keyword.drop(@advanced, later))
     config = instance(shm).config
     assert config.use_hugepages and config.shm_path == "/dev/shm"
@@ -129,7 +145,7 @@ defmodule Snakepit.SharedMemory.ConfigTest do
 
     assert {:ok, %{max_regions: 7} = given} = Config.from_application()
     refute Map.has_key?(given, :max_connections)
-    :ok = Application.load({:application, :snakepit, [vsn: '0', modules: []]})
+    _ = :application.load({:application, :snakepit, [vsn: '0', modules: []]})
     Application.put_env(:snakepit, :shared_memory, max_regions: 9, max_connections: 3)
     assert {:ok, %{max_regions: 9, max_connections: 3}} = Config.from_application()
     %{shm: shm} = start_instance(max_connections: 4)
@@ -138,7 +154,10 @@ defmodule Snakepit.SharedMemory.ConfigTest do
 
   test "a bad configuration stops the application with a message, enabled: false and no library do not" do
     Application.put_env(:snakepit_shm, :max_regoins, 7)
-    assert {:error, {%Error{reason: :invalid_config} = error, []}} = Snakepit.SharedMemory.Application.start(:normal, [])
+
+    assert {:error, {%Error{reason: :invalid_config} = error, []}} =
+             Snakepit.SharedMemory.Application.start(:normal, [])
+
     assert Exception.message(error) =~ ":max_regoins: unknown key. Did you mean :max_regions?"
     Application.delete_env(:snakepit_shm, :max_regoins)
   end

@@ -31,7 +31,10 @@ defmodule Snakepit.SharedMemory.FaultTest do
   defp nothing_left(shm, before) do
     settle(shm)
     eventually(fn -> Shm.list!(instance: shm) == [] end)
-    for table <- [:regions, :names, :holders, :held, :waiters], do: assert(:ets.tab2list(instance(shm).tables[table]) == [])
+
+    for table <- [:regions, :names, :holders, :held, :waiters],
+        do: assert(:ets.tab2list(instance(shm).tables[table]) == [])
+
     eventually(fn -> :erlang.garbage_collect() && charged(shm) == 0 end)
     now = Native.live()
     assert Map.take(now, [:mappings, :descriptors]) == Map.take(before, [:mappings, :descriptors])
@@ -58,7 +61,7 @@ defmodule Snakepit.SharedMemory.FaultTest do
     end
 
     test "caller and Manager both killed at #{point}", %{in: opts, shm: shm, before: before} do
-      manager = child(shm, Manager)
+      manager = child(shm, :manager)
 
       Fault.arm(shm, unquote(point), fn _ ->
         Fault.disarm(shm, unquote(point))
@@ -68,7 +71,7 @@ defmodule Snakepit.SharedMemory.FaultTest do
 
       {pid, monitor} = spawn_monitor(fn -> Shm.put("abc", opts) end)
       assert_receive {:DOWN, ^monitor, _, ^pid, :killed}
-      eventually(fn -> child(shm, Manager) not in [nil, manager] end)
+      eventually(fn -> child(shm, :manager) not in [nil, manager] end)
       nothing_left(shm, before)
     end
   end
@@ -137,40 +140,37 @@ defmodule Snakepit.SharedMemory.FaultTest do
   end
 
   test "under load, every process killed again and again, two at once", %{in: opts, shm: shm, before: before} do
-    stop = :atomics.new(1, [])
-
-    users =
-      for _ <- 1..4 do
-        Task.async(fn ->
-          Stream.repeatedly(fn ->
-            with {:ok, region} <- Shm.put(:binary.copy("x", 1 + :rand.uniform(9000)), opts),
-                 :ok <- Shm.hold(region),
-                 {:ok, view} <- Shm.view(region) do
-              assert view == :binary.copy("x", region.size)
-              if :rand.uniform(2) == 1, do: Shm.release(region)
-              :ok = Shm.free(region)
-            end
-          end)
-          |> Enum.reduce_while(0, fn
-            :ok, n -> if(:atomics.get(stop, 1) == 1, do: {:halt, n}, else: {:cont, n + 1})
-            # The supervisor was slower than the patience of a caller: told, and nothing kept.
-            {:error, error}, n -> if(:atomics.get(stop, 1) == 1, do: {:halt, n}, else: {:cont, assert(error.reason == :not_started) && n})
-          end)
-        end)
-      end
-
-    roles = [Manager, ReferenceCounter, Janitor, SecurityController, Broker]
+    # 1: rounds that users have completed; 2: stop
+    shared = :atomics.new(2, [])
+    users = for _ <- 1..4, do: Task.async(fn -> use_regions(opts, shared) end)
+    roles = [:manager, :reference_counter, :janitor, :security_controller, :broker]
 
     for _ <- 1..150 do
+      done = :atomics.get(shared, 1)
       for role <- Enum.take_random(roles, 2), pid = child(shm, role), do: Process.exit(pid, :kill)
-      eventually(fn -> Enum.all?(roles, &child(shm, &1)) end)
+      eventually(fn -> Enum.all?(roles, &child(shm, &1)) and :atomics.get(shared, 1) > done end)
     end
 
-    :atomics.put(stop, 1, 1)
-    counts = Task.await_many(users, 60_000)
-    assert Enum.sum(counts) > 0
-    # The users have ended: what a lost answer left to them goes with them.
+    :atomics.put(shared, 2, 1)
+    Task.await_many(users, 60_000)
+    # What a lost answer left to a user goes with the user.
     nothing_left(shm, before)
+  end
+
+  defp use_regions(opts, shared) do
+    size = 1 + :rand.uniform(9000)
+
+    with {:ok, region} <- Shm.put(:binary.copy("x", size), opts),
+         :ok <- Shm.hold(region),
+         {:ok, view} <- Shm.view(region) do
+      assert view == :binary.copy("x", size)
+      assert Shm.info!(region).references == [self()]
+      if :rand.uniform(2) == 1, do: :ok = Shm.release(region)
+      :ok = Shm.free(region)
+    end
+
+    :atomics.add(shared, 1, 1)
+    if :atomics.get(shared, 2) == 0, do: use_regions(opts, shared)
   end
 
   test "users killed under load", %{in: opts, shm: shm, before: before} do
@@ -198,10 +198,10 @@ defmodule Snakepit.SharedMemory.FaultTest do
     regions = for _ <- 1..3, do: Shm.put!("x", opts)
     worker = spawn_worker()
     theirs = in_worker(worker, fn -> Shm.put!("y", opts) end)
-    manager = child(shm, Manager)
+    manager = child(shm, :manager)
     kill(manager)
-    eventually(fn -> child(shm, Manager) not in [nil, manager] end)
-    assert :sys.get_state(child(shm, Manager)).count == 4
+    eventually(fn -> child(shm, :manager) not in [nil, manager] end)
+    assert :sys.get_state(child(shm, :manager)).count == 4
     kill(worker)
     settle(shm)
     assert Registry.fetch(instance(shm), theirs.id) == :error

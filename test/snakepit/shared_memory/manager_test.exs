@@ -63,7 +63,10 @@ defmodule Snakepit.SharedMemory.ManagerTest do
     @tag shm: [max_region_size: 20_000, max_total_memory: 20_000]
     test "max_total_memory, and its remedy", %{in: opts} do
       a = Shm.allocate!(10_000, opts)
-      assert {:error, %Error{reason: :memory_limit_exceeded, type: :memory_limit_exceeded} = error} = Shm.allocate(10_000, opts)
+
+      assert {:error, %Error{reason: :memory_limit_exceeded, type: :memory_limit_exceeded} = error} =
+               Shm.allocate(10_000, opts)
+
       assert error.details.limit == 20_000
       Shm.free!(a)
       assert {:ok, _} = Shm.allocate(10_000, opts)
@@ -230,7 +233,7 @@ defmodule Snakepit.SharedMemory.ManagerTest do
   end
 
   test "requests to a Manager that is suspended wait, and its death in between loses nothing", %{in: opts, shm: shm} do
-    manager = child(shm, Manager)
+    manager = child(shm, :manager)
     :sys.suspend(manager)
     task = Task.async(fn -> Shm.put("abc", [owner: :none] ++ opts) end)
     eventually(fn -> Process.info(manager, :message_queue_len) |> elem(1) > 0 end)

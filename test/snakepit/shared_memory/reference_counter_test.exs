@@ -32,7 +32,7 @@ defmodule Snakepit.SharedMemory.ReferenceCounterTest do
     for pid <- workers, do: Process.exit(pid, :kill)
     eventually(fn -> ReferenceCounter.get_count(region.id) == {:ok, 0} end)
     assert :ets.tab2list(instance(shm).tables.held) == []
-    assert :sys.get_state(child(shm, ReferenceCounter)).monitors == %{}
+    assert :sys.get_state(child(shm, :reference_counter)).monitors == %{}
   end
 
   test "freeing forgets the holders", %{region: region, shm: shm} do
@@ -47,7 +47,7 @@ defmodule Snakepit.SharedMemory.ReferenceCounterTest do
     a = spawn_worker()
     b = spawn_worker()
     for pid <- [a, b], do: {:ok, _} = ReferenceCounter.increment(region.id, pid)
-    counter = child(shm, ReferenceCounter)
+    counter = child(shm, :reference_counter)
     :sys.suspend(counter)
     kill(a)
     kill(counter)

@@ -154,6 +154,7 @@ impl Segment {
         };
         mapping.write_header(&self.header.encode(live));
         let length = self.header.size as usize;
+        mapping.prepare(DATA_OFFSET as usize, length);
         let target = mapping.at_writable(DATA_OFFSET as usize, length);
         // SAFETY: `at_writable` has checked the range, and nobody else has the fresh object.
         let got = unsafe { old.read_at(DATA_OFFSET, target, length) }?;

@@ -48,9 +48,13 @@ impl Segment {
         let length = parts
             .iter()
             .try_fold(0u64, |sum, part| sum.checked_add(part.len() as u64));
-        self.range(offset, length.unwrap_or(u64::MAX))?;
+        let length = length.unwrap_or(u64::MAX);
+        self.range(offset, length)?;
         self.take_turn(wait, |memory| {
             let mut at = DATA_OFFSET + offset;
+            if let Some(mapping) = memory.writable_mapping() {
+                mapping.prepare(at as usize, length as usize);
+            }
             for part in parts.iter().filter(|part| !part.is_empty()) {
                 match memory.writable_mapping() {
                     Some(mapping) => mapping.copy_in(at as usize, part),
@@ -146,6 +150,7 @@ impl Segment {
 fn fill_from(memory: &Memory, file: BorrowedFd<'_>, file_offset: u64, length: usize) -> Result<()> {
     let got = match memory.writable_mapping() {
         Some(mapping) => {
+            mapping.prepare(DATA_OFFSET as usize, length);
             let target = mapping.at_writable(DATA_OFFSET as usize, length);
             // SAFETY: `at_writable` has checked the range; the memory cannot be truncated. The kernel writes there.
             unsafe { backend::read_at(file, file_offset, target, length) }?
