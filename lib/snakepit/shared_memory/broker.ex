@@ -79,14 +79,16 @@ defmodule Snakepit.SharedMemory.Broker do
   def start_link(instance),
     do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :broker))
 
-  # monitors  monitor => session id        pending  session id => timer
+  # monitors  monitor => session id
+  # pending   session id => timer: its connection is lost, and may be resumed
+  # ended     session ids whose peer is dead, and whose connection is just going
   @impl true
   def init(instance) do
     Process.flag(:trap_exit, true)
 
     case listen(instance) do
       {:ok, listener} ->
-        state = %{instance: instance, listener: listener, monitors: %{}, pending: %{}}
+        state = %{instance: instance, listener: listener, monitors: %{}, pending: %{}, ended: MapSet.new()}
         {:ok, Enum.reduce(:ets.tab2list(instance.tables.sessions), state, &take_up/2), {:continue, :accept}}
 
       {:error, reason} ->
@@ -152,10 +154,20 @@ defmodule Snakepit.SharedMemory.Broker do
   def handle_info({:"$socket", listener, :select, _}, %{listener: listener} = state), do: {:noreply, accept(state)}
   def handle_info(:accept, state), do: {:noreply, accept(state)}
 
-  # The peer's process has ended, whatever its children do with the socket.
+  # The peer's process has ended, whatever its children do with the socket. Its connection goes first: what it was just
+  # doing for the peer must not come after the end of the session.
   def handle_info({:snakepit_peer_down, id}, state) do
-    with [{_, session}] <- :ets.lookup(state.instance.tables.sessions, id), do: Connection.stop(session.connection)
-    {:noreply, finish(state, id)}
+    case :ets.lookup(state.instance.tables.sessions, id) do
+      [{_, _}] when is_map_key(state.pending, id) ->
+        {:noreply, finish(state, id)}
+
+      [{_, session}] ->
+        Process.exit(session.connection, :kill)
+        {:noreply, %{state | ended: MapSet.put(state.ended, id)}}
+
+      [] ->
+        {:noreply, state}
+    end
   end
 
   def handle_info({:DOWN, monitor, :process, pid, reason}, state) do
@@ -264,8 +276,12 @@ defmodule Snakepit.SharedMemory.Broker do
   # Closed by the peer, or because of what it sent.
   defp lost(state, id, {:shutdown, {:peer, _}}), do: finish(state, id)
 
-  # Our side died: the peer may not even know.
+  # Our side died: the peer may not even know, unless it is dead too.
   defp lost(state, id, _reason) do
+    if id in state.ended, do: finish(state, id), else: suspend(state, id)
+  end
+
+  defp suspend(state, id) do
     announce(state, id, :pending)
     timer = Process.send_after(self(), {:give_up, id}, state.instance.config.reconnect_grace)
     %{state | pending: Map.put(state.pending, id, timer)}
@@ -285,7 +301,7 @@ defmodule Snakepit.SharedMemory.Broker do
       announce(state, id, :end)
     end
 
-    cancel(state, id)
+    cancel(%{state | ended: MapSet.delete(state.ended, id)}, id)
   end
 
   defp cancel(state, id) do

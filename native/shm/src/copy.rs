@@ -21,7 +21,7 @@ type Memcpy = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> *mut c_
 pub(crate) unsafe fn bytes(target: *mut u8, source: *const u8, length: usize) {
     let mut memcpy: Memcpy = libc::memcpy;
     // SAFETY: the code is empty: the register comes back as it went in.
-    unsafe { asm!("/* {0} */", inout(reg) memcpy, options(nomem, nostack, preserves_flags)) };
+    unsafe { asm!("/* {0} */", inout(reg) memcpy, options(nostack, preserves_flags)) };
     // SAFETY: the pointer is libc's memcpy; the caller vouches for both ranges.
     unsafe { memcpy(target.cast(), source.cast(), length) };
 }

@@ -83,6 +83,11 @@ class Channel:
         self._users = 0
         self.dead: Optional[errors.SnakepitShmError] = None
 
+    @property
+    def hung_up(self) -> bool:
+        """It was the broker that ended the connection, not this side."""
+        return self._transport.hung_up
+
     def greeted(self) -> None:
         """Larger frames are allowed from here on."""
         self._transport.greeted()

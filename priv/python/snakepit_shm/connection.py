@@ -250,6 +250,9 @@ class Connection:
     def _establish(self, deadline: float) -> Channel:
         # A first connection waits for nothing but a full queue; a lost one may be between two lives of the VM.
         before = self._channel is not None
+        if self._channel is not None and not self._channel.hung_up:
+            # This side ended the connection, over a broken protocol or in the middle of a frame, and with it the session.
+            self._session = None
         deadline = min(deadline, time.monotonic() + options.current.reconnect_timeout)
         delay = 0.005
         while True:

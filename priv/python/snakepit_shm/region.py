@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -125,7 +126,9 @@ class Region(Memory):
                     pass
         finally:
             self._writer = None
-            operations.write_end(connection, hold, session)
+            # A child that was forked inside the block leaves the write to its parent.
+            if connection.pid == os.getpid():
+                operations.write_end(connection, hold, session)
 
     def wait(self, generation: Optional[int] = None, *, timeout: float = 30.0) -> int:
         """Waits until there have been more than ``generation`` writes (default: more than now); says how many.

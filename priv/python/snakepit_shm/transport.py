@@ -141,6 +141,9 @@ class Transport:
         self._sending = threading.Lock()
         self._readable = select.poll()
         self._readable.register(sock.fileno(), select.POLLIN)
+        self._shut = False
+        # The other side ended it. If this side does, the session is over: the broker takes it for the end of the peer.
+        self.hung_up = False
 
     @classmethod
     def connect(cls, path: str, deadline: float) -> Transport:
@@ -173,7 +176,7 @@ class Transport:
                 except BlockingIOError:
                     self._wait_writable(deadline, begun=len(rest) < len(frame))
                 except OSError as error:
-                    raise errors.lost(f"The connection to the broker was lost ({error}).") from None
+                    raise self._hang_up(f"The connection to the broker was lost ({error}).") from None
         finally:
             # A deadline or an interrupt in the middle: nothing can follow half a frame.
             if 0 < len(rest) < len(frame):
@@ -202,10 +205,10 @@ class Transport:
         except (BlockingIOError, InterruptedError):
             return []
         except OSError as error:
-            raise errors.lost(f"The connection to the broker was lost ({error}).") from None
+            raise self._hang_up(f"The connection to the broker was lost ({error}).") from None
         descriptors = _descriptors(ancillary)
         if not data:
-            raise errors.lost("The broker closed the connection.")
+            raise self._hang_up("The broker closed the connection.")
         frames = self._decoder.feed(data, descriptors, bool(flags & socket.MSG_CTRUNC))
         if frames or not self._decoder.incomplete:
             self._begun = None
@@ -213,7 +216,12 @@ class Transport:
             self._begun = time.monotonic()
         return frames
 
+    def _hang_up(self, what: str) -> errors.ConnectionLostError:
+        self.hung_up = self.hung_up or not self._shut
+        return errors.lost(what)
+
     def shutdown(self) -> None:
+        self._shut = True
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from multiprocessing import resource_tracker
-from typing import Iterator
+from typing import Iterator, Set
 
 import pytest
 
@@ -25,12 +25,17 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def named() -> Set[str]:
+    # What this process's tests make; others may be at work on the same machine.
+    return {name for name in os.listdir("/dev/shm") if name.startswith(f"snakepit-test-{os.getpid()}-")}
+
+
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
     """No test leaves a descriptor, a thread, a name in /dev/shm, or a changed option."""
     gc.collect()
     before = descriptors()
-    names = set(os.listdir("/dev/shm"))
+    names = named()
     threads = set(threading.enumerate())
     yield
     connections.close_all()
@@ -41,7 +46,7 @@ def clean() -> Iterator[None]:
         thread.join(5)
     assert not [t for t in left if t.is_alive()]
     assert descriptors() == before, [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")]
-    assert set(os.listdir("/dev/shm")) <= names
+    assert named() <= names
 
 
 @pytest.fixture

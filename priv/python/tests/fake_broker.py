@@ -132,6 +132,7 @@ class FakeBroker:
         # op -> what to do instead (or, answering None, before). Called without the lock.
         self.hooks: Dict[str, Hook] = {}
         self.count = 0
+        self.greeted = 0
         self.listener: Optional[socket.socket] = None
         self.threads: List[threading.Thread] = []
         self.stopped = False
@@ -328,8 +329,8 @@ class FakeBroker:
         assert request["version"] == 1 and len(request["name"].encode()) <= 64
         session = request["session"]
         if session is None:
-            self.count += 1
-            session = f"s-{self.count}"
+            self.greeted += 1
+            session = f"s-{self.greeted}"
             self.sessions[session] = {}
         elif session not in self.sessions:
             raise Refused("security_violation", "unknown_session")

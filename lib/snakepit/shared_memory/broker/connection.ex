@@ -42,10 +42,6 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
     GenServer.start_link(__MODULE__, args, hibernate_after: instance.config.cleanup_interval)
   end
 
-  @doc "The peer's process has ended."
-  @spec stop(pid()) :: :ok
-  def stop(pid), do: GenServer.cast(pid, :peer_ended)
-
   @doc "An error as it crosses the wire."
   @spec describe(Error.t()) :: map()
   def describe(error), do: %{"type" => error.type, "reason" => error.reason, "message" => Exception.message(error)}
@@ -78,9 +74,6 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
   def handle_info({:poll, ref}, state), do: again(state, ref)
   def handle_info({:late, ref}, state), do: late(state, ref)
   def handle_info(_, state), do: {:noreply, state}
-
-  @impl true
-  def handle_cast(:peer_ended, state), do: close(state, :ended)
 
   # ── Frames ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -57,7 +57,7 @@ impl Named {
 
     fn space(&self) -> Result<()> {
         let space = fstatvfs(self.fd()).map_err(|errno| Error::os("fstatvfs", errno))?;
-        let available = (space.blocks_available() as u64).saturating_mul(space.fragment_size() as u64);
+        let available = space.blocks_available().saturating_mul(space.fragment_size());
         let wanted = self.length.saturating_sub(self.resident()?);
         // A tmpfs without a limit says zero blocks in all.
         if space.blocks() > 0 && wanted > available {
@@ -187,7 +187,7 @@ impl Object for Named {
             }) => Ok(()),
             Err(Error::NoSpace { asked, .. }) => {
                 let available = fstatvfs(self.fd()).map_or(0, |space| {
-                    (space.blocks_available() as u64).saturating_mul(space.fragment_size() as u64)
+                    space.blocks_available().saturating_mul(space.fragment_size())
                 });
                 Err(Error::NoSpace { asked, available })
             }

@@ -59,7 +59,11 @@ impl Segment {
                 }),
             };
         }
-        memory.publish_state(State::Sealed)?;
+        match memory.publish_state(State::Sealed) {
+            // An attempt before this one has lost the mapping, and what it has published could not be taken back.
+            Err(Error::SealedByPeer { .. }) if says_sealed(&memory)? => {}
+            result => result?,
+        }
         drop(memory);
         let (permit, charge) = self.unmap().inspect_err(|_| self.take_back(&object))?;
         match object.seal() {
@@ -188,6 +192,11 @@ impl Segment {
     }
 }
 
+fn says_sealed(memory: &Memory) -> Result<bool> {
+    let page = memory.header_page()?;
+    Ok(page[STATE..STATE + 4] == (State::Sealed as u32).to_le_bytes())
+}
+
 /// Maps what has just been sealed, if the kernel really guarantees what a zero-copy binary needs.
 fn map_sealed(object: Arc<dyn Object>, permit: Permit, charge: Arc<Charge>) -> Arc<Memory> {
     let length = object.length();
@@ -200,4 +209,116 @@ fn map_sealed(object: Arc<dyn Object>, permit: Permit, charge: Arc<Charge>) -> A
         None
     };
     Memory::new(object, mapping, charge)
+}
+
+#[cfg(test)]
+mod tests {
+    //! A mapping that somebody made before `F_SEAL_FUTURE_WRITE` was set: out of reach from outside, because `create`
+    //! gives nobody the time.
+
+    use super::*;
+    use crate::backend::{Anonymous, Backend, Request};
+    use crate::budget::Budget;
+    use crate::header::Header;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use std::mem::MaybeUninit;
+    use std::os::fd::AsRawFd;
+
+    const SIZE: u64 = 2 << 20;
+
+    /// A confined segment, and a foreign writable mapping that is older than its confinement.
+    fn pinned() -> (Segment, memmap2::MmapRaw) {
+        let charge = Arc::new(Budget::new().charge(SIZE, SIZE).unwrap());
+        let object = Anonymous::create(&Request {
+            size: SIZE,
+            reserve: true,
+            ..Request::default()
+        })
+        .unwrap();
+        let header = Header::draft("pinned", "tests", SIZE);
+        let page = header.encode(Live::FRESH);
+        let permit = Permit::take(u64::MAX).unwrap();
+        let length = object.length() as usize;
+        let mapping = Mapping::writable(object.fd(), length, permit, Arc::clone(&charge)).unwrap();
+        mapping.write_header(&page);
+        let foreign = memmap2::MmapOptions::new()
+            .len(length)
+            .map_raw(object.fd().as_raw_fd())
+            .unwrap();
+        object.publish().unwrap();
+        let memory = Memory::new(Arc::new(object), Some(mapping), charge);
+        let segment = Segment::assemble(header, page, memory, Phase::Allocated, 0, u64::MAX, 0);
+        segment.write(0, &[b"pinned"], Wait::Spin).unwrap();
+        (segment, foreign)
+    }
+
+    fn read(segment: &Segment) -> Vec<u8> {
+        let mut bytes = [MaybeUninit::new(0); 6];
+        segment.read(0, &mut bytes, Wait::Spin).unwrap();
+        // SAFETY: initialised above.
+        bytes.iter().map(|byte| unsafe { byte.assume_init() }).collect()
+    }
+
+    #[test]
+    fn what_is_pinned_is_copied() {
+        let (segment, _foreign) = pinned();
+        assert_eq!(
+            segment.seal(Wait::Patient),
+            Ok(Sealed {
+                copied: true,
+                zero_copy: true
+            })
+        );
+        assert_eq!(segment.view(0, 6).unwrap().bytes(), b"pinned");
+        assert_eq!(segment.generation(), Ok(1));
+    }
+
+    #[test]
+    fn without_a_copy_it_stays_readable_and_can_be_sealed_later() {
+        let (segment, foreign) = pinned();
+        // No file may be larger than 1 MiB now: the fresh object cannot be made.
+        let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        setrlimit(Resource::RLIMIT_FSIZE, 1 << 20, hard).unwrap();
+        let refused = segment.seal(Wait::Patient);
+        setrlimit(Resource::RLIMIT_FSIZE, soft, hard).unwrap();
+        assert_eq!(refused, Err(Error::Busy { writer: 0 }));
+        // The confinement does not let the mapping come back: by system calls from here on.
+        assert!(!segment.info().mapped);
+        assert_eq!(read(&segment), b"pinned");
+        assert!(matches!(
+            segment.write(0, &[b"x"], Wait::Spin),
+            Err(Error::SealedByPeer { .. })
+        ));
+        assert_eq!(segment.generation(), Ok(1));
+        drop(foreign);
+        assert_eq!(
+            segment.seal(Wait::Patient),
+            Ok(Sealed {
+                copied: false,
+                zero_copy: true
+            })
+        );
+        assert_eq!(segment.view(0, 6).unwrap().bytes(), b"pinned");
+    }
+
+    #[test]
+    fn a_segment_closed_during_the_seal_keeps_nothing() {
+        let (segment, _foreign) = pinned();
+        let gate = segment.exclusive(Wait::Spin).unwrap();
+        let (permit, charge) = segment.unmap().unwrap();
+        segment.close(false);
+        let object = Arc::new(
+            Anonymous::create(&Request {
+                size: SIZE,
+                ..Request::default()
+            })
+            .unwrap(),
+        );
+        assert_eq!(
+            segment.settle(map_sealed(object, permit, charge), false),
+            Err(Error::Closed)
+        );
+        drop(gate);
+        assert!(segment.slot.lock().memory.is_none());
+    }
 }

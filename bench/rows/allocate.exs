@@ -1,0 +1,92 @@
+defmodule Bench.Rows.Allocate do
+  # Making a region and giving it back, against the same system calls alone.
+
+  alias Bench.{Measure, Peer, Report}
+  alias Snakepit.Native
+  alias Snakepit.SharedMemory, as: Shm
+
+  def title, do: "allocate and free"
+
+  @small 4096
+  @large 64 * 1024 * 1024
+  # What "flat" means between 10 and 10,000 live regions.
+  @flat 1.25
+
+  def run(context) do
+    live = fn count -> for _ <- 1..count, do: Shm.allocate!(@small, instance: context.instance) end
+    first = live.(10)
+    Peer.run(context.peer, ["hold", 10, @small])
+    few = small(context, "4 KiB, 10 regions live")
+    large = large(context)
+
+    if context.open_files >= 12_000 do
+      more = live.(9_990)
+      Peer.run(context.peer, ["hold", 10_000, @small])
+      many = small(context, "4 KiB, 10,000 regions live")
+      flat = Report.row(row("4 KiB, 10,000 against 10 live", many.ours, {"with 10 live", few.ours}, {:at_most, @flat}))
+      Peer.run(context.peer, ["hold", 0, @small])
+      for region <- more ++ first, do: Shm.free!(region)
+      [few | large] ++ [many, flat]
+    else
+      Report.notice(
+        "10,000 live regions need 12,000 open files; the hard limit here is #{context.open_files}: left out"
+      )
+
+      for region <- first, do: Shm.free!(region)
+      [few | large]
+    end
+  end
+
+  defp small(context, name) do
+    count = context.runs.(400)
+
+    figures =
+      Measure.interleave(
+        %{
+          ours: fn -> Measure.each(count, fn -> cycle(context, @small) end) end,
+          floor: fn -> Peer.run(context.peer, ["segment", @small, count]) end
+        },
+        context.rounds
+      )
+
+    Report.row(row(name, figures.ours, {"its system calls alone", figures.floor}, {:at_most, 2.0}))
+  end
+
+  # Giving back is the reaper's from 1 MiB on: once as the caller sees it, once until the memory is back.
+  defp large(context) do
+    figures =
+      Measure.interleave(
+        %{
+          caller: fn ->
+            for _ <- 1..3 do
+              [ns] = Measure.each(1, fn -> cycle(context, @large) end)
+              :ok = Native.reaper_flush_dirty(60_000)
+              ns
+            end
+          end,
+          whole: fn ->
+            Measure.each(3, fn ->
+              cycle(context, @large)
+              :ok = Native.reaper_flush_dirty(60_000)
+            end)
+          end,
+          floor: fn -> Peer.run(context.peer, ["segment", @large, 3]) end
+        },
+        context.rounds
+      )
+
+    against = {"its system calls alone", figures.floor}
+
+    [
+      Report.row(row("64 MiB, as the caller sees it", figures.caller, against, nil)),
+      Report.row(row("64 MiB, until the memory is back", figures.whole, against, nil))
+    ]
+  end
+
+  defp cycle(context, size) do
+    {:ok, region} = Shm.allocate(size, instance: context.instance)
+    :ok = Shm.free(region)
+  end
+
+  defp row(name, ours, against, bar), do: %{group: title(), name: name, ours: ours, against: against, bar: bar}
+end

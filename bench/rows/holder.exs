@@ -1,0 +1,59 @@
+defmodule Bench.Rows.Holder do
+  # A Python process that holds a region is killed: how soon are its references gone?
+
+  alias Bench.{Peer, Python, Report}
+  alias Snakepit.SharedMemory, as: Shm
+  alias Snakepit.SharedMemory.Handle
+
+  def title, do: "a killed holder"
+
+  @deadline 10_000
+
+  def run(context) do
+    region = context.sealed.(4096)
+    {:ok, json} = Handle.to_json(Shm.handle(region))
+    deaths = for _ <- 1..context.runs.(50), do: death(context, region, json)
+    Shm.free!(region)
+    {gone, ended} = Enum.unzip(deaths)
+
+    [
+      Report.row(%{
+        group: title(),
+        name: "SIGKILL to its references gone",
+        ours: figure(gone),
+        against: {"until the process has ended", figure(ended)}
+      })
+    ]
+  end
+
+  defp death(context, region, json) do
+    Python.with_worker(context.holder, fn worker ->
+      Python.call(worker, op: "hold", handle: json)
+      {:ok, %{reference_count: 1}} = Shm.info(region)
+      # The peer is asked and goes to work; meanwhile this process looks. Both read the same clock.
+      Port.command(context.peer, "kill #{worker.os_pid}\n")
+      seen = until_gone(region, clock() + @deadline * 1_000_000)
+      [sent, ended] = Peer.numbers(context.peer)
+      Python.await_killed(worker)
+      {seen - sent, ended - sent}
+    end)
+  end
+
+  defp until_gone(region, deadline) do
+    {:ok, %{reference_count: count}} = Shm.info(region)
+    now = clock()
+
+    cond do
+      count == 0 -> now
+      now > deadline -> raise "the references of a killed holder are still there"
+      true -> :erlang.yield() && until_gone(region, deadline)
+    end
+  end
+
+  defp clock, do: :os.perf_counter(:nanosecond)
+
+  defp figure(samples) do
+    [p50, p99] = for percent <- [50, 99], do: Bench.Measure.percentile(samples, percent)
+    %{p50: p50, p99: p99, count: length(samples)}
+  end
+end
