@@ -1,15 +1,13 @@
 # Measures what bench/README.md says. `make bench` runs this; `mix run bench/run.exs --help` tells the options.
 
-for file <- ~w(text python memory measure report peer), do: Code.require_file("support/#{file}.exs", __DIR__)
+for file <- ~w(text python memory regions measure report peer), do: Code.require_file("support/#{file}.exs", __DIR__)
 rows = ~w(allocate record copy view array holder foreign)
 for file <- rows, do: Code.require_file("rows/#{file}.exs", __DIR__)
 
 defmodule Bench.Run do
-  alias Bench.{Memory, Peer, Python, Report, Rows}
-  alias Snakepit.SharedMemory, as: Shm
+  alias Bench.{Memory, Peer, Python, Regions, Report, Rows}
 
   @groups [Rows.Allocate, Rows.Record, Rows.Copy, Rows.View, Rows.Array, Rows.Holder, Rows.Foreign]
-  @instance :bench
   @gib 1024 * 1024 * 1024
   @open_files 24_000
 
@@ -66,7 +64,7 @@ defmodule Bench.Run do
     if groups == [], do: raise(Python.Failed, "No group has #{inspect(options.only)} in its title.\n\n#{@help}")
 
     Python.require!(["numpy"])
-    {:ok, instance} = Shm.start_link(name: @instance, max_regions: 20_000, max_total_memory: 8 * @gib)
+    {:ok, instance} = Regions.start()
     context = context(options)
     Report.header()
 
@@ -92,25 +90,14 @@ defmodule Bench.Run do
       do: Report.notice("less than 5 GiB of memory available: rows of 1 GiB are left out")
 
     %{
-      instance: @instance,
       peer: nil,
       rounds: if(quick?, do: 3, else: 11),
       runs: if(quick?, do: &max(div(&1, 10), 1), else: & &1),
       largest: largest,
       open_files: open_files(),
       worker: Path.join(__DIR__, "peers/worker.py"),
-      holder: Path.join(__DIR__, "support/holder.py"),
-      sealed: &sealed/1
+      holder: Path.join(__DIR__, "support/holder.py")
     }
-  end
-
-  # A sealed region full of sevens.
-  defp sealed(size) do
-    region = Shm.allocate!(size, instance: @instance)
-    part = min(size, 16 * 1024 * 1024)
-    data = :binary.copy(<<7>>, part)
-    for offset <- 0..(size - 1)//part, do: :ok = Shm.write!(region, offset, data)
-    Shm.seal!(region)
   end
 
   defp machine(options) do

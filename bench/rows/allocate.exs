@@ -1,8 +1,7 @@
 defmodule Bench.Rows.Allocate do
   # Making a region and giving it back, against the same system calls alone.
 
-  alias Bench.{Measure, Peer, Report}
-  alias Snakepit.Native
+  alias Bench.{Measure, Peer, Regions, Report}
   alias Snakepit.SharedMemory, as: Shm
 
   def title, do: "allocate and free"
@@ -13,14 +12,13 @@ defmodule Bench.Rows.Allocate do
   @flat 1.25
 
   def run(context) do
-    live = fn count -> for _ <- 1..count, do: Shm.allocate!(@small, instance: context.instance) end
-    first = live.(10)
+    first = for _ <- 1..10, do: Regions.allocate(@small)
     Peer.run(context.peer, ["hold", 10, @small])
     few = small(context, "4 KiB, 10 regions live")
     large = large(context)
 
     if context.open_files >= 12_000 do
-      more = live.(9_990)
+      more = for _ <- 1..9_990, do: Regions.allocate(@small)
       Peer.run(context.peer, ["hold", 10_000, @small])
       many = small(context, "4 KiB, 10,000 regions live")
       flat = Report.row(row("4 KiB, 10,000 against 10 live", many.ours, {"with 10 live", few.ours}, {:at_most, @flat}))
@@ -43,7 +41,7 @@ defmodule Bench.Rows.Allocate do
     figures =
       Measure.interleave(
         %{
-          ours: fn -> Measure.each(count, fn -> cycle(context, @small) end) end,
+          ours: fn -> Measure.each(count, fn -> cycle(@small) end) end,
           floor: fn -> Peer.run(context.peer, ["segment", @small, count]) end
         },
         context.rounds
@@ -59,15 +57,15 @@ defmodule Bench.Rows.Allocate do
         %{
           caller: fn ->
             for _ <- 1..3 do
-              [ns] = Measure.each(1, fn -> cycle(context, @large) end)
-              :ok = Native.reaper_flush_dirty(60_000)
+              [ns] = Measure.each(1, fn -> cycle(@large) end)
+              Regions.settle()
               ns
             end
           end,
           whole: fn ->
             Measure.each(3, fn ->
-              cycle(context, @large)
-              :ok = Native.reaper_flush_dirty(60_000)
+              cycle(@large)
+              Regions.settle()
             end)
           end,
           floor: fn -> Peer.run(context.peer, ["segment", @large, 3]) end
@@ -83,10 +81,7 @@ defmodule Bench.Rows.Allocate do
     ]
   end
 
-  defp cycle(context, size) do
-    {:ok, region} = Shm.allocate(size, instance: context.instance)
-    :ok = Shm.free(region)
-  end
+  defp cycle(size), do: size |> Regions.allocate() |> Shm.free!()
 
   defp row(name, ours, against, bar), do: %{group: title(), name: name, ours: ours, against: against, bar: bar}
 end

@@ -1,9 +1,8 @@
 defmodule Bench.Rows.Array do
   # From Elixir to a NumPy array in another process.
 
-  alias Bench.{Measure, Python, Report, Text}
+  alias Bench.{Measure, Python, Regions, Report, Text}
   alias Snakepit.SharedMemory, as: Shm
-  alias Snakepit.SharedMemory.Handle
 
   def title, do: "Elixir to NumPy"
 
@@ -12,8 +11,8 @@ defmodule Bench.Rows.Array do
 
   def run(context) do
     Python.with_worker(context.worker, fn worker ->
-      anchor = context.sealed.(4096)
-      Python.call(worker, op: "keep", handle: json(anchor))
+      anchor = Regions.sealed(4096)
+      Python.call(worker, op: "keep", handle: Regions.json(anchor))
       rows = @sizes |> Enum.filter(&(&1 <= context.largest)) |> Enum.flat_map(&rows(context, worker, &1))
       Python.stop(worker)
       Shm.free!(anchor)
@@ -22,14 +21,14 @@ defmodule Bench.Rows.Array do
   end
 
   defp rows(context, worker, size) do
-    region = context.sealed.(size)
-    handle = json(region)
+    region = Regions.sealed(size)
+    handle = Regions.json(region)
     count = context.runs.(100)
 
     attached =
       Measure.interleave(
         %{
-          first: fn -> numbers(Python.call(worker, op: "first", handle: handle, count: count)) end,
+          first: fn -> Python.nanoseconds(Python.call(worker, op: "first", handle: handle, count: count)) end,
           port: fn -> Enum.concat(for _ <- 1..count, do: there(worker, region)) end
         },
         context.rounds
@@ -57,7 +56,7 @@ defmodule Bench.Rows.Array do
     figures =
       Measure.interleave(
         %{
-          ours: fn -> Enum.concat(for _ <- 1..count, do: put(context, worker, data)) end,
+          ours: fn -> Enum.concat(for _ <- 1..count, do: put(worker, data)) end,
           port: fn -> Measure.each(count, fn -> through_port(worker, data) end) end,
           file: fn -> Measure.each(count, fn -> through_file(worker, file, data) end) end
         },
@@ -74,19 +73,19 @@ defmodule Bench.Rows.Array do
   end
 
   defp there(worker, region) do
-    [ns] = Measure.each(1, fn -> seven(Python.call(worker, op: "open", handle: json(region))) end)
+    [ns] = Measure.each(1, fn -> seven(Python.call(worker, op: "open", handle: Regions.json(region))) end)
     Python.call(worker, op: "close")
     [ns]
   end
 
-  defp put(context, worker, data) do
+  defp put(worker, data) do
     start = Measure.now()
-    {:ok, region} = Shm.put(data, instance: context.instance)
-    seven(Python.call(worker, op: "open", handle: json(region)))
+    region = Regions.put(data)
+    seven(Python.call(worker, op: "open", handle: Regions.json(region)))
     took = Measure.now() - start
     Python.call(worker, op: "close")
     Shm.free!(region)
-    :ok = Snakepit.Native.reaper_flush_dirty(60_000)
+    Regions.settle()
     [took]
   end
 
@@ -102,11 +101,4 @@ defmodule Bench.Rows.Array do
   end
 
   defp seven(%{"first" => "7"}), do: :ok
-
-  defp numbers(%{"ns" => ns}), do: for(text <- String.split(ns), do: String.to_integer(text))
-
-  defp json(region) do
-    {:ok, json} = Handle.to_json(Shm.handle(region))
-    json
-  end
 end

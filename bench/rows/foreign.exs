@@ -1,9 +1,8 @@
 defmodule Bench.Rows.Foreign do
   # Creating and attaching, beside what others offer. They neither reserve the memory nor say who may have it.
 
-  alias Bench.{Measure, Peer, Python, Report, Text}
+  alias Bench.{Measure, Peer, Python, Regions, Report, Text}
   alias Snakepit.SharedMemory, as: Shm
-  alias Snakepit.SharedMemory.Handle
 
   def title, do: "create and attach, beside others"
 
@@ -11,8 +10,8 @@ defmodule Bench.Rows.Foreign do
 
   def run(context) do
     Python.with_worker(context.worker, fn worker ->
-      anchor = context.sealed.(4096)
-      Python.call(worker, op: "keep", handle: json(anchor))
+      anchor = Regions.sealed(4096)
+      Python.call(worker, op: "keep", handle: Regions.json(anchor))
       rows = Enum.flat_map(@sizes, &rows(context, worker, &1))
       Python.stop(worker)
       Shm.free!(anchor)
@@ -22,16 +21,19 @@ defmodule Bench.Rows.Foreign do
 
   defp rows(context, worker, size) do
     count = context.runs.(50)
-    region = context.sealed.(size)
-    handle = json(region)
-    standard = fn what -> numbers(Python.call(worker, op: "standard", what: what, size: size, count: count)) end
+    region = Regions.sealed(size)
+    handle = Regions.json(region)
+
+    standard = fn what ->
+      Python.nanoseconds(Python.call(worker, op: "standard", what: what, size: size, count: count))
+    end
 
     figures =
       Measure.interleave(
         %{
-          create: fn -> create(context, size, count, []) end,
-          unreserved: fn -> create(context, size, count, reserve: false) end,
-          attach: fn -> numbers(Python.call(worker, op: "attach", handle: handle, count: count)) end,
+          create: fn -> create(size, count, []) end,
+          unreserved: fn -> create(size, count, reserve: false) end,
+          attach: fn -> Python.nanoseconds(Python.call(worker, op: "attach", handle: handle, count: count)) end,
           standard_create: fn -> standard.("create") end,
           standard_attach: fn -> standard.("attach") end,
           crate_create: fn -> Peer.run(context.peer, ["crate", "create", size, count]) end,
@@ -55,21 +57,14 @@ defmodule Bench.Rows.Foreign do
   end
 
   # Freeing is not timed, nor is it for the others.
-  defp create(context, size, count, options) do
+  defp create(size, count, options) do
     for _ <- 1..count do
       start = Measure.now()
-      {:ok, region} = Shm.allocate(size, [instance: context.instance] ++ options)
+      region = Regions.allocate(size, options)
       took = Measure.now() - start
       :ok = Shm.free(region)
-      if size > 65_536, do: :ok = Snakepit.Native.reaper_flush_dirty(60_000)
+      if size > 65_536, do: Regions.settle()
       took
     end
-  end
-
-  defp numbers(%{"ns" => ns}), do: for(text <- String.split(ns), do: String.to_integer(text))
-
-  defp json(region) do
-    {:ok, json} = Handle.to_json(Shm.handle(region))
-    json
   end
 end

@@ -1,17 +1,16 @@
 defmodule Bench.Rows.Holder do
   # A Python process that holds a region is killed: how soon are its references gone?
 
-  alias Bench.{Peer, Python, Report}
+  alias Bench.{Measure, Peer, Python, Regions, Report}
   alias Snakepit.SharedMemory, as: Shm
-  alias Snakepit.SharedMemory.Handle
 
   def title, do: "a killed holder"
 
   @deadline 10_000
 
   def run(context) do
-    region = context.sealed.(4096)
-    {:ok, json} = Handle.to_json(Shm.handle(region))
+    region = Regions.sealed(4096)
+    json = Regions.json(region)
     deaths = for _ <- 1..context.runs.(50), do: death(context, region, json)
     Shm.free!(region)
     {gone, ended} = Enum.unzip(deaths)
@@ -53,7 +52,7 @@ defmodule Bench.Rows.Holder do
   defp clock, do: :os.perf_counter(:nanosecond)
 
   defp figure(samples) do
-    [p50, p99] = for percent <- [50, 99], do: Bench.Measure.percentile(samples, percent)
+    [p50, p99] = for percent <- [50, 99], do: Measure.percentile(samples, percent)
     %{p50: p50, p99: p99, count: length(samples)}
   end
 end

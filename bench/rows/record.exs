@@ -1,7 +1,7 @@
 defmodule Bench.Rows.Record do
   # What is known of one region of many.
 
-  alias Bench.{Measure, Report}
+  alias Bench.{Measure, Regions, Report}
   alias Snakepit.SharedMemory, as: Shm
   alias Snakepit.SharedMemory.{Manager, Registry}
 
@@ -12,7 +12,7 @@ defmodule Bench.Rows.Record do
   def run(context) do
     count = if context.open_files >= 12_000, do: 10_000, else: div(context.open_files, 2)
     if count < 10_000, do: Report.notice("only #{count} regions: more need more open files")
-    regions = for _ <- 1..count, do: Shm.allocate!(@size, instance: context.instance, dtype: "float32", shape: [1024])
+    regions = for _ <- 1..count, do: Regions.allocate(@size, dtype: "float32", shape: [1024])
 
     # In no order, so that neither side finds the next one in the cache.
     :rand.seed(:exsss, {1, 2, 3})

@@ -1,7 +1,7 @@
 defmodule Bench.Rows.View do
   # A binary over the memory itself: the same time whatever the size.
 
-  alias Bench.{Measure, Report, Text}
+  alias Bench.{Measure, Regions, Report, Text}
   alias Snakepit.SharedMemory, as: Shm
 
   def title, do: "view"
@@ -12,7 +12,7 @@ defmodule Bench.Rows.View do
 
   def run(context) do
     sizes = Enum.filter(@sizes, &(&1 <= context.largest))
-    regions = for size <- sizes, do: context.sealed.(size)
+    regions = for size <- sizes, do: Regions.sealed(size)
     batch = context.runs.(2_000)
 
     subjects =

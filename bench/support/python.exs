@@ -119,6 +119,10 @@ defmodule Bench.Python do
     end
   end
 
+  @doc "The times in an answer."
+  @spec nanoseconds(%{String.t() => String.t()}) :: [non_neg_integer()]
+  def nanoseconds(%{"ns" => ns}), do: for(text <- String.split(ns), do: String.to_integer(text))
+
   @doc "Asks the worker to leave, and waits until it has."
   @spec stop(t()) :: :ok
   def stop(%{port: port} = worker) do

@@ -19,7 +19,7 @@ defmodule Bench.Report do
   @p99 9
   @other 32
   @ratio 8
-  @bar 10
+  @bar 12
 
   @spec header() :: :ok
   def header do

@@ -41,7 +41,7 @@ defmodule Snakepit.House.ConsumerTest do
       project = project!("by_path", deps)
       path = path_with!("no_cargo", "cargo", "echo cargo was called; exit 9")
       {output, status} = run(project, ["mix", "run", "-e", "ByPath.call()"], [{"PATH", path}])
-      assert {status, output =~ "library: :ok"} == {0, true}, output
+      assert {status, output =~ "used shared memory"} == {0, true}, output
       refute output =~ @compiling
     end
 
@@ -56,7 +56,7 @@ defmodule Snakepit.House.ConsumerTest do
 
       project = project!("by_git", inspect([{:snakepit_shm, git: "file://" <> origin}]))
       {output, status} = run(project, ["mix", "do", "deps.get,", "run", "-e", "ByGit.call()"])
-      assert {status, output =~ "library: :ok"} == {0, true}, output
+      assert {status, output =~ "used shared memory"} == {0, true}, output
       assert output =~ @compiling
       refute output =~ "Hex"
     end
@@ -77,7 +77,7 @@ defmodule Snakepit.House.ConsumerTest do
       end
 
       {output, status} = run(umbrella, ["mix", "run", "-e", "One.call(); Two.call()"])
-      assert {status, length(String.split(output, "library: :ok"))} == {0, 3}, output
+      assert {status, length(String.split(output, "used shared memory"))} == {0, 3}, output
     end
 
     test "goes into a release as a file of its own, without sources", %{by_path: deps} do
@@ -95,7 +95,7 @@ defmodule Snakepit.House.ConsumerTest do
       assert [] == Path.wildcard(Path.join(moved, "**/{*.rs,*.rlib,Cargo.*,compiler.exs}"))
 
       {output, status} = run(moved, ["bin/released", "eval", "Released.call()"])
-      assert {status, output =~ "library: :ok"} == {0, true}, output
+      assert {status, output =~ "used shared memory"} == {0, true}, output
     end
   end
 
@@ -112,7 +112,7 @@ defmodule Snakepit.House.ConsumerTest do
         end)
         |> Task.await_many(:infinity)
 
-      for {output, status} <- results, do: assert({status, output =~ "library: :ok"} == {0, true}, output)
+      for {output, status} <- results, do: assert({status, output =~ "used shared memory"} == {0, true}, output)
       assert [_] = for({output, 0} <- results, output =~ @compiling, do: output)
     end
   end
@@ -205,7 +205,7 @@ defmodule Snakepit.House.ConsumerTest do
 
     test "needs no Rust", %{dist: dist, compile: compile} do
       {output, status} = compile.(dist)
-      assert {status, output =~ "library: :ok"} == {0, true}, output
+      assert {status, output =~ "used shared memory"} == {0, true}, output
     end
 
     test "is also packed as a tarball", %{packed: packed} do

@@ -44,7 +44,9 @@ defmodule Snakepit.House.Throwaway do
     defmodule #{Macro.camelize(name)} do
       def call do
         {:ok, _} = Application.ensure_all_started(:snakepit_shm)
-        IO.inspect(Snakepit.Native.loaded(), label: "library")
+        {:ok, region} = Snakepit.SharedMemory.put("through shared memory")
+        {:ok, "through shared memory"} = Snakepit.SharedMemory.view(region)
+        IO.puts("used shared memory")
       end
     end
     """)

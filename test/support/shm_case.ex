@@ -116,6 +116,15 @@ defmodule Snakepit.ShmCase do
     end
   end
 
+  @doc "For a process of another node: holds the region, and releases it when told to."
+  def hold_until_released(test, region) do
+    send(test, {:held, Snakepit.SharedMemory.hold(region)})
+
+    receive do
+      :release -> send(test, {:released, Snakepit.SharedMemory.release(region)})
+    end
+  end
+
   @doc "Bytes charged to the instance, once the reaper has finished."
   def charged(name) do
     :ok = Native.reaper_flush_dirty(10_000)

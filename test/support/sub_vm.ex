@@ -56,12 +56,12 @@ defmodule Snakepit.SubVm do
 
   defp open(code, options) do
     # exec, so that the process id is the VM's. Code paths, not Mix: nothing is compiled, no application is started.
-    paths = for path <- [:code.lib_dir(:snakepit_shm, :ebin)], do: "-pa #{path}"
+    ebin = Keyword.get(options, :ebin, to_string(:code.lib_dir(:snakepit_shm, :ebin)))
     file = Path.join(System.tmp_dir!(), "subvm-#{System.pid()}-#{System.unique_integer([:positive])}.exs")
     # A loaded application knows its priv directory.
     File.write!(file, ["Application.load(:snakepit_shm)\n", code])
     ExUnit.Callbacks.on_exit(fn -> File.rm(file) end)
-    command = "#{Keyword.get(options, :before, "")} exec elixir #{Enum.join(paths, " ")} #{file}"
+    command = "#{Keyword.get(options, :before, "")} exec elixir -pa #{ebin} #{file}"
     Port.open({:spawn_executable, "/bin/sh"}, [:binary, :exit_status, :stderr_to_stdout, args: ["-c", command]])
   end
 end

@@ -1,8 +1,8 @@
-//! Results and errors as terms.
+//! Results and errors as terms, and the arguments that rustler does not decode as we need them.
 
 use crate::atoms;
 use rustler::types::atom::Atom;
-use rustler::{Binary, Encoder, Env, Error as NifError, NifResult, OwnedBinary, Term};
+use rustler::{Binary, Decoder, Encoder, Env, Error as NifError, NifResult, OwnedBinary, Term};
 use snakepit_shm_core::error::{Error, Result, Value};
 
 /// `{:ok, value}` or `{:error, {reason, details}}`.
@@ -50,10 +50,24 @@ pub fn path(binary: Binary<'_>) -> NifResult<std::path::PathBuf> {
     Ok(std::ffi::OsStr::from_bytes(binary.as_slice()).into())
 }
 
+/// A proper list of `T`. rustler's own decoder panics on an improper one.
+pub fn list<'a, T: Decoder<'a>>(term: Term<'a>) -> NifResult<Vec<T>> {
+    let mut items = Vec::with_capacity(term.list_length()?);
+    let mut rest = term;
+    while !rest.is_empty_list() {
+        let (head, tail) = rest.list_get_cell()?;
+        items.push(head.decode().map_err(|_| NifError::BadArg)?);
+        rest = tail;
+    }
+    Ok(items)
+}
+
 fn describe<'a>(env: Env<'a>, error: &Error) -> (Atom, Vec<(Atom, Term<'a>)>) {
     use crate::atoms as a;
     let n = |number: &u64| number.encode(env);
     let t = |text: &str| text.encode(env);
+    // For reasons of which Elixir knows only the name.
+    let sentence = (a::message(), t(&error.to_string()));
     match error {
         Error::DescriptorLimit { limit, reserve } => {
             (a::emfile(), vec![(a::limit(), n(limit)), (a::reserve(), n(reserve))])
@@ -96,20 +110,20 @@ fn describe<'a>(env: Env<'a>, error: &Error) -> (Atom, Vec<(Atom, Term<'a>)>) {
                 (a::closing(), n(closing)),
             ],
         ),
-        Error::NoCharge => (a::charge_spent(), vec![]),
-        Error::Invalid { reason } => (a::invalid(), vec![(a::reason(), t(reason))]),
+        Error::NoCharge => (a::charge_spent(), vec![sentence]),
+        Error::Invalid { reason } => (a::invalid(), vec![(a::reason(), t(reason)), (a::cause(), t(reason))]),
         Error::Exists => (a::exists(), vec![]),
         Error::NotFound => (a::not_found(), vec![]),
         Error::UnsupportedFilesystem { call, message } => (
             a::unsupported_filesystem(),
             vec![(a::call(), t(call)), (a::message(), t(message))],
         ),
-        Error::NotRegularFile => (a::not_regular_file(), vec![]),
+        Error::NotRegularFile => (a::not_regular_file(), vec![sentence]),
         Error::WrongOwner { owner, expected } => (
             a::wrong_owner(),
-            vec![(a::owner(), n(owner)), (a::expected(), n(expected))],
+            vec![(a::owner(), n(owner)), (a::expected(), n(expected)), sentence],
         ),
-        Error::Replaced => (a::replaced(), vec![]),
+        Error::Replaced => (a::replaced(), vec![sentence]),
         Error::Corrupted(corruption) => (
             a::corrupted(),
             vec![
@@ -134,10 +148,10 @@ fn describe<'a>(env: Env<'a>, error: &Error) -> (Atom, Vec<(Atom, Term<'a>)>) {
             vec![(a::expected(), n(expected)), (a::found(), n(found))],
         ),
         Error::Locked => (a::locked(), vec![]),
-        Error::TooLarge { limit } => (a::too_large(), vec![(a::limit(), n(limit))]),
+        Error::TooLarge { limit } => (a::too_large(), vec![(a::limit(), n(limit)), sentence]),
         Error::Timeout { after_ms } => (a::timeout(), vec![(a::after_ms(), n(after_ms))]),
         Error::NoProcess => (a::no_process(), vec![]),
-        Error::NotUnixSocket => (a::not_unix_socket(), vec![]),
+        Error::NotUnixSocket => (a::not_unix_socket(), vec![sentence]),
         Error::Os { call, errno } => (
             a::os_error(),
             vec![

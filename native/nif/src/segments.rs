@@ -96,15 +96,17 @@ fn named_unlink<'a>(env: Env<'a>, path: Binary<'a>, id: &str) -> NifResult<Term<
 }
 
 #[rustler::nif]
-fn segment_write<'a>(env: Env<'a>, segment: Handle, offset: u64, parts: Vec<Binary<'a>>) -> Term<'a> {
+fn segment_write<'a>(env: Env<'a>, segment: Handle, offset: u64, parts: Term<'a>) -> NifResult<Term<'a>> {
+    let parts = reply::list(parts)?;
     let written = write(&segment, offset, &parts, Wait::Spin);
     spend(env, parts.iter().map(|part| part.len() as u64).sum());
-    reply(env, written)
+    Ok(reply(env, written))
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
-fn segment_write_dirty<'a>(env: Env<'a>, segment: Handle, offset: u64, parts: Vec<Binary<'a>>) -> Term<'a> {
-    reply(env, write(&segment, offset, &parts, Wait::Patient))
+fn segment_write_dirty<'a>(env: Env<'a>, segment: Handle, offset: u64, parts: Term<'a>) -> NifResult<Term<'a>> {
+    let parts = reply::list(parts)?;
+    Ok(reply(env, write(&segment, offset, &parts, Wait::Patient)))
 }
 
 fn write(segment: &Handle, offset: u64, parts: &[Binary<'_>], wait: Wait) -> Result<u64> {

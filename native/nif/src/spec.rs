@@ -18,7 +18,9 @@ pub fn plan(spec: Term<'_>) -> NifResult<Plan> {
         cleanup_policy: cleanup_policy(get(spec, atoms::cleanup_policy())?)?,
         timeout: optional(spec, atoms::timeout())?,
         dtype: optional(spec, atoms::dtype())?,
-        shape: optional(spec, atoms::shape())?,
+        shape: optional::<Term<'_>>(spec, atoms::shape())?
+            .map(reply::list)
+            .transpose()?,
         metadata: get(spec, atoms::metadata())?,
         ..Header::draft(
             get::<String>(spec, atoms::id())?.as_str(),
