@@ -1,6 +1,7 @@
 //! How long a process takes to be dead.
 
-use crate::{Outcome, check};
+use crate::Outcome;
+use crate::os::check;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 

@@ -14,6 +14,7 @@
 mod copy;
 mod death;
 mod foreign;
+mod os;
 mod segment;
 
 use std::io::{self, BufRead, Write};
@@ -40,7 +41,7 @@ fn main() -> io::Result<()> {
 fn answer(line: &str, held: &mut Vec<segment::Segment>) -> Outcome<Vec<u64>> {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
-        ["segment", size, count] => segment::cycles(size.parse()?, count.parse()?),
+        ["segment", size, count] => segments(size.parse()?, count.parse()?),
         ["hold", count, size] => {
             let (count, size): (usize, usize) = (count.parse()?, size.parse()?);
             held.truncate(count);
@@ -60,6 +61,13 @@ fn answer(line: &str, held: &mut Vec<segment::Segment>) -> Outcome<Vec<u64>> {
     }
 }
 
+fn segments(size: usize, count: usize) -> Outcome<Vec<u64>> {
+    sample(count, 1, || {
+        drop(segment::Segment::create(size)?);
+        Ok(())
+    })
+}
+
 /// `count` samples; each is the mean of `batch` runs.
 fn sample(count: usize, batch: usize, mut run: impl FnMut() -> Outcome<()>) -> Outcome<Vec<u64>> {
     (0..count)
@@ -75,12 +83,4 @@ fn sample(count: usize, batch: usize, mut run: impl FnMut() -> Outcome<()>) -> O
 
 fn nanoseconds(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
 }

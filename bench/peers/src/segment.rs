@@ -1,6 +1,6 @@
 //! The system calls that one anonymous region takes by its design, and nothing else.
 
-use crate::{Outcome, check, sample};
+use crate::os::check;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
@@ -86,11 +86,4 @@ fn memfd() -> io::Result<OwnedFd> {
     check(number)?;
     // SAFETY: the kernel has just made it, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-pub fn cycles(size: usize, count: usize) -> Outcome<Vec<u64>> {
-    sample(count, 1, || {
-        drop(Segment::create(size)?);
-        Ok(())
-    })
 }

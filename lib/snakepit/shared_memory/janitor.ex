@@ -238,15 +238,16 @@ defmodule Snakepit.SharedMemory.Janitor do
 
   defp reason({reason, _}), do: reason
 
+  @doc false
   # Only what is damaged: an object that we may not read is somebody else's business.
-  defp removable?(%{error: {:corrupted, _}, path: path}) do
+  def removable?(%{error: {:corrupted, _}, path: path}) do
     case File.lstat(path) do
       {:ok, %{type: :regular, uid: uid}} -> uid == Native.effective_uid()
       _ -> false
     end
   end
 
-  defp removable?(_object), do: false
+  def removable?(_object), do: false
 
   # Whoever has the instance's key under its plain name.
   defp adopts?(%{config: %{broker: false}}), do: true
@@ -256,7 +257,10 @@ defmodule Snakepit.SharedMemory.Janitor do
     match?([{:lock, _, ^plain}], :ets.lookup(instance.tables.house, :lock))
   end
 
-  defp life({boot, namespace, pid, start_time}) do
+  @doc false
+  # What has become of the process that made an object.
+  @spec life({binary(), integer(), integer(), integer()}) :: :alive | :dead | :other_namespace | :earlier_boot_elsewhere
+  def life({boot, namespace, pid, start_time}) do
     {own_boot, own_namespace, own_pid, own_start} = Native.identity()
 
     cond do

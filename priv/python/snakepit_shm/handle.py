@@ -17,7 +17,6 @@ READ_WRITE = "read_write"
 MODES = (READ_ONLY, READ_WRITE)
 
 _MAX_JSON = 65_536
-# sun_path with its final zero.
 _MAX_SOCKET = 107
 
 
@@ -39,7 +38,8 @@ def is_shape(value: object) -> bool:
     )
 
 
-def _is_socket(value: object) -> bool:
+def is_socket(value: object) -> bool:
+    """An absolute path that fits into sun_path with its final zero."""
     return isinstance(value, str) and value.startswith("/") and "\0" not in value and len(os.fsencode(value)) <= _MAX_SOCKET
 
 
@@ -47,7 +47,7 @@ _FIELDS: Tuple[Tuple[str, str, Callable[[Any], bool]], ...] = (
     ("snakepit_shm", "1", lambda v: is_int(v) and v == 1),
     ("id", "text of 1 to 127 bytes", text_up_to(127)),
     ("instance", "text of 1 to 63 bytes", text_up_to(63)),
-    ("socket", f"an absolute path of at most {_MAX_SOCKET} bytes", _is_socket),
+    ("socket", f"an absolute path of at most {_MAX_SOCKET} bytes", is_socket),
     ("token", "text of 1 to 1024 bytes", text_up_to(1024)),
     ("mode", f"one of {', '.join(MODES)}", lambda v: v in MODES),
     ("expires", "milliseconds since 1970, or null", lambda v: v is None or (is_int(v) and v >= 0)),

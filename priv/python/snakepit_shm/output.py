@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Type, Union
 from . import connections, description, errors, mapping, operations
 from .connection import Connection, Hold, grant_of
 from .dtypes import plan
-from .handle import READ_ONLY, READ_WRITE, Handle
+from .handle import READ_ONLY, READ_WRITE, Handle, is_socket
 from .memory import Lease, Memory
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def allocate(
         connection, _ = region._held()
     else:
         path = socket if socket is not None else os.environ.get(SOCKET_VARIABLE)
-        if not isinstance(path, str) or not path.startswith("/") or len(os.fsencode(path)) > 107:
+        if path is None or not is_socket(path):
             expected = f"the absolute path of a broker's socket, in socket=, by region=, or in {SOCKET_VARIABLE}"
             raise errors.invalid("socket", expected, path)
         connection = connections.get(path)

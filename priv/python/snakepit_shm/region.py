@@ -55,12 +55,19 @@ class Region(Memory):
     @property
     def sealed(self) -> bool:
         """Nobody can change it any more."""
-        return self._info.sealed or (not self._closed and self._mapped().state() == header.SEALED)
+        return self._info.sealed or (not self._closed and self._live(mapping.Mapping.state) == header.SEALED)
 
     @property
     def generation(self) -> int:
         """How many writes have been completed."""
-        return self._mapped().sequence() // 2
+        return self._live(mapping.Mapping.sequence) // 2
+
+    def _live(self, read: Callable[[mapping.Mapping], int]) -> int:
+        try:
+            return read(self._mapped())
+        except ValueError:
+            # Closed by another thread in between.
+            raise self._is_closed() from None
 
     def read(self, offset: int = 0, length: Optional[int] = None, *, timeout: float = 1.0) -> bytes:
         """A copy of which no byte is older or newer than a write by ``writing()`` or by the VM.

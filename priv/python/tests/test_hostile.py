@@ -206,7 +206,7 @@ def test_something_that_is_no_memory(broker, tmp_path):
         (24, b"\xff" * 8, "data size"), (32, b"\xff", "flags"), (40, b"\0", "cleanup policy"), (44, b"\x01", "reserved bytes at 44"), (104, b"\x01", "reserved bytes at 104"),
         (112, b"\x80", "id"), (113, b"\xff", "id"), (120, b"x", "id"), (240, b"\xff", "instance"), (304, b"\x10", "dtype"), (320, b"\x21\0\0\0", "dimensions"),
         (328, b"\x01", "shape"), (584, b"\x01\x0c", "metadata length"), (3000, b"\x01", "reserved bytes at 594"), (3700, b"\x01", "reserved bytes at 3664"),
-        (56, b"\x99", "checksum"), (4028, b"\0\0\0\0", "checksum"), (4048, b"\x05", "state"), (4048, b"\x04", "state"),
+        (63, b"\x99", "checksum"), (4028, b"\0\0\0\0", "checksum"), (4048, b"\x05", "state"), (4048, b"\x04", "state"),
     ],
 )
 def test_a_damaged_header_names_the_field(broker, at, change, field):

@@ -10,8 +10,7 @@
 //!
 //! Sequence, writer and phase are private to this process; the header's live line is only published. Two locks:
 //!
-//! * `gate` orders bulk work. Reads share it; writes, `seal` and the moment in which a peer's turn begins or ends own
-//!   it. A scheduler only spins on it, for [`SPIN`]; dirty ones wait [`PATIENCE`]. A sealed segment is read without it.
+//! * `gate` orders bulk work. Reads share it; writes, `seal` and the moment in which a peer's turn begins own it. A scheduler only spins on it, for [`SPIN`]; dirty ones wait [`PATIENCE`]. A sealed segment is read without it.
 //! * `slot` guards the phase and the pointer to the memory, for a few instructions. It is never held over a system call
 //!   on a file, and `gate` is always taken before it.
 //!
@@ -234,7 +233,10 @@ pub struct Segment {
     descriptor_reserve: u64,
     gate: RwLock<()>,
     slot: Mutex<Slot>,
-    // Changed only by who owns the gate, which orders them: Relaxed. Statistics read them without it.
+    /// One end of a peer's turn at a time.
+    ending: Mutex<()>,
+    // Changed by who owns the gate, which orders them (Relaxed), and by the end of a peer's turn. Statistics read them
+    // without either.
     sequence: AtomicU64,
     writer: AtomicU64,
     // Statistics: Relaxed.
@@ -345,6 +347,7 @@ impl Segment {
             mapping_limit,
             descriptor_reserve,
             gate: RwLock::new(()),
+            ending: Mutex::new(()),
             slot: Mutex::new(Slot {
                 phase,
                 memory: Some(memory),
@@ -448,18 +451,22 @@ impl Segment {
     }
 
     /// A peer has finished, or somebody finishes for it because it died.
+    ///
+    /// Never `Busy`, and without the gate: as long as the turn stands, whoever owns the gate finds a writer and leaves.
     pub fn write_end(&self, writer: u64) -> Result<u64> {
-        let _gate = self.exclusive(Wait::Spin)?;
+        let _ending = self.ending.lock();
         let current = self.writer.load(Ordering::Relaxed);
         if current != writer || writer <= VM {
             return Err(Error::NotWriter { writer: current });
         }
-        // The turn ends whatever has become of the memory.
         let sequence = self.sequence.load(Ordering::Relaxed) + 1;
+        // The memory is let go before the turn ends: then nobody is in the way of `seal`.
+        let published = self.writable().and_then(|memory| memory.publish_end(sequence));
+        // The turn ends whatever has become of the memory.
         self.sequence.store(sequence, Ordering::Relaxed);
-        self.writer.store(0, Ordering::Relaxed);
-        let memory = self.writable()?;
-        memory.publish_end(sequence)?;
+        // Release: pairs with `nobody_writes`. Who finds no writer counts on from this sequence.
+        self.writer.store(0, Ordering::Release);
+        published?;
         self.touch();
         Ok(sequence / 2)
     }
@@ -584,7 +591,8 @@ impl Segment {
     }
 
     fn nobody_writes(&self) -> Result<()> {
-        match self.writer.load(Ordering::Relaxed) {
+        // Acquire: pairs with the end of a peer's turn, which does not take the gate.
+        match self.writer.load(Ordering::Acquire) {
             0 => Ok(()),
             writer => Err(Error::Busy { writer }),
         }
@@ -659,4 +667,22 @@ fn since_1970() -> Duration {
 
 fn now_ms() -> i64 {
     i64::try_from(since_1970().as_millis()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    #[test]
+    fn a_turn_can_always_be_ended() {
+        let plan = Plan::anonymous(Header::draft("turn", "tests", 100));
+        let segment = Segment::create(Budget::new().charge(1, 1).unwrap(), plan).unwrap();
+        segment.write_begin(9).unwrap();
+        // Somebody who looks whether he may read, and is put to sleep by the kernel just then.
+        let gate = segment.gate.read();
+        assert_eq!(segment.write_end(9), Ok(1));
+        drop(gate);
+        assert_eq!(segment.write(0, &[b"x"], Wait::Spin), Ok(2));
+    }
 }
