@@ -1,6 +1,8 @@
 # Measures what bench/README.md says. `make bench` runs this; `mix run bench/run.exs --help` tells the options.
 
-for file <- ~w(text python memory regions measure report peer), do: Code.require_file("support/#{file}.exs", __DIR__)
+for file <- ~w(text python memory regions measure report peer),
+    do: Code.require_file("support/#{file}.exs", __DIR__)
+
 rows = ~w(allocate record copy view array holder foreign)
 for file <- rows, do: Code.require_file("rows/#{file}.exs", __DIR__)
 
@@ -64,6 +66,7 @@ defmodule Bench.Run do
     if groups == [], do: raise(Python.Failed, "No group has #{inspect(options.only)} in its title.\n\n#{@help}")
 
     Python.require!(["numpy"])
+    Peer.build()
     {:ok, instance} = Regions.start()
     context = context(options)
     Report.header()

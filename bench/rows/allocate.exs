@@ -8,34 +8,40 @@ defmodule Bench.Rows.Allocate do
 
   @small 4096
   @large 64 * 1024 * 1024
-  # What "flat" means between 10 and 10,000 live regions.
+  @few 10
+  @many 10_000
+  @times 2.0
+  # What "flat" means between few and many.
   @flat 1.25
 
+  @floor "its system calls alone"
+
   def run(context) do
-    first = for _ <- 1..10, do: Regions.allocate(@small)
-    Peer.run(context.peer, ["hold", 10, @small])
-    few = small(context, "4 KiB, 10 regions live")
+    first = live(context, @few)
+    {few, few_row} = small(context, "4 KiB, #{@few} regions live", {:at_most, @times})
     large = large(context)
 
     if context.open_files >= 12_000 do
-      more = for _ <- 1..9_990, do: Regions.allocate(@small)
-      Peer.run(context.peer, ["hold", 10_000, @small])
-      many = small(context, "4 KiB, 10,000 regions live")
-      flat = Report.row(row("4 KiB, 10,000 against 10 live", many.ours, {"with 10 live", few.ours}, {:at_most, @flat}))
-      Peer.run(context.peer, ["hold", 0, @small])
+      more = live(context, @many - @few)
+      {many, many_row} = small(context, "4 KiB, 10,000 regions live", {:at_most, @times})
+      flat = row("4 KiB, 10,000 against #{@few} live", many, {"with #{@few} live", few}, {:at_most, @flat})
       for region <- more ++ first, do: Shm.free!(region)
-      [few | large] ++ [many, flat]
+      [few_row, many_row, flat | large]
     else
-      Report.notice(
-        "10,000 live regions need 12,000 open files; the hard limit here is #{context.open_files}: left out"
-      )
+      Report.notice("10,000 live regions need 12,000 open files; #{context.open_files} are allowed here: left out")
 
       for region <- first, do: Shm.free!(region)
-      [few | large]
+      [few_row | large]
     end
   end
 
-  defp small(context, name) do
+  # As many more regions, here and in the other program.
+  defp live(context, count) do
+    Peer.run(context.peer, ["hold", if(count == @few, do: @few, else: @many), @small])
+    for _ <- 1..count, do: Regions.allocate(@small)
+  end
+
+  defp small(context, name, bar) do
     count = context.runs.(400)
 
     figures =
@@ -47,10 +53,10 @@ defmodule Bench.Rows.Allocate do
         context.rounds
       )
 
-    Report.row(row(name, figures.ours, {"its system calls alone", figures.floor}, {:at_most, 2.0}))
+    {figures.ours, row(name, figures.ours, {@floor, figures.floor}, bar)}
   end
 
-  # Giving back is the reaper's from 1 MiB on: once as the caller sees it, once until the memory is back.
+  # From 1 MiB on a thread gives the memory back: once as the caller sees it, once until it has.
   defp large(context) do
     figures =
       Measure.interleave(
@@ -73,15 +79,16 @@ defmodule Bench.Rows.Allocate do
         context.rounds
       )
 
-    against = {"its system calls alone", figures.floor}
+    against = {@floor, figures.floor}
 
     [
-      Report.row(row("64 MiB, as the caller sees it", figures.caller, against, nil)),
-      Report.row(row("64 MiB, until the memory is back", figures.whole, against, nil))
+      row("64 MiB, as the caller sees it", figures.caller, against, nil),
+      row("64 MiB, until the memory is back", figures.whole, against, nil)
     ]
   end
 
   defp cycle(size), do: size |> Regions.allocate() |> Shm.free!()
 
-  defp row(name, ours, against, bar), do: %{group: title(), name: name, ours: ours, against: against, bar: bar}
+  defp row(name, ours, against, bar),
+    do: Report.row(%{group: title(), name: name, ours: ours, against: against, bar: bar})
 end

@@ -4,22 +4,24 @@ defmodule Bench.Peer do
   @root Path.expand("../..", __DIR__)
   @deadline 300_000
 
-  @doc "Builds it, if need be, and starts it."
+  @target Path.join(@root, "_build/bench_peers")
+
+  @doc "Builds it, if need be."
+  @spec build() :: :ok
+  def build do
+    manifest = Path.join(@root, "bench/peers/Cargo.toml")
+    arguments = ["build", "--release", "--locked", "--quiet", "--manifest-path", manifest]
+    environment = [{"CARGO_TARGET_DIR", @target}]
+
+    case System.cmd("cargo", arguments, env: environment, into: IO.stream(:stderr, :line)) do
+      {_, 0} -> :ok
+      {_, status} -> raise "cargo build of bench/peers ended with status #{status}; its own words are above"
+    end
+  end
+
   @spec start() :: port()
   def start do
-    target = Path.join(@root, "_build/bench_peers")
-
-    arguments = [
-      "build",
-      "--release",
-      "--locked",
-      "--quiet",
-      "--manifest-path",
-      Path.join(@root, "bench/peers/Cargo.toml")
-    ]
-
-    {_, 0} = System.cmd("cargo", arguments, env: [{"CARGO_TARGET_DIR", target}], into: IO.stream(:stderr, :line))
-    program = Path.join(target, "release/bench_peers")
+    program = Path.join(@target, "release/bench_peers")
     Port.open({:spawn_executable, program}, [:binary, :exit_status, {:line, 1_048_576}])
   end
 

@@ -99,8 +99,15 @@ class Channel:
             rid = self._enter(pending, deadline)
             sent = False
             try:
-                self._transport.send(encode({"op": op, "rid": rid, **fields}), deadline)
+                frame = encode({"op": op, "rid": rid, **fields})
+                # An interrupt may come when the bytes have gone and before that is known here.
                 sent = True
+                try:
+                    self._transport.send(frame, deadline)
+                except errors.SnakepitShmError:
+                    # The broker has nothing, or half a frame that it will never act on.
+                    sent = False
+                    raise
                 self._await(pending, deadline)
             except errors.ConnectionLostError as error:
                 self.lose(error)
@@ -133,7 +140,6 @@ class Channel:
             if rid not in self._pending:
                 return
             if not sent:
-                # The broker has nothing, or half a frame that it will never act on.
                 del self._pending[rid]
                 self._room.notify()
                 return

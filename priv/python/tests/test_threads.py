@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import snakepit_shm as shm
 from snakepit_shm.channel import MAX_PATIENT
@@ -152,8 +153,12 @@ def test_an_interrupt_leaves_the_connection_in_order(broker):
     class Stop(Exception):
         pass
 
+    armed = threading.Event()
+
     def stop(*_):
-        raise Stop
+        if armed.is_set():
+            armed.clear()
+            raise Stop
 
     handle = broker.put(b"abc")
     region = shm.attach(handle)
@@ -166,7 +171,11 @@ def test_an_interrupt_leaves_the_connection_in_order(broker):
 
             def interrupt():
                 broker.until(lambda: broker.ops("wait") == 2 * n)
-                signal.pthread_kill(main, signal.SIGUSR1)
+                armed.set()
+                # One that comes just before a system call does not end the call.
+                while armed.is_set():
+                    signal.pthread_kill(main, signal.SIGUSR1)
+                    time.sleep(0.01)
 
             killer = threading.Thread(target=interrupt)
             killer.start()
