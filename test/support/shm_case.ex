@@ -116,6 +116,28 @@ defmodule Snakepit.ShmCase do
     end
   end
 
+  @doc """
+  Kills a process and waits until the instance has taken notice: a monitor's message to us says nothing of those to
+  others.
+  """
+  def kill(pid, shm) do
+    kill(pid)
+
+    eventually(fn ->
+      with %{owners: owners} <- state(shm, :manager),
+           %{monitors: monitors} <- state(shm, :reference_counter),
+           do: not is_map_key(owners, pid) and not is_map_key(monitors, pid)
+    end)
+
+    settle(shm)
+  end
+
+  defp state(shm, role) do
+    with pid when is_pid(pid) <- child(shm, role), do: :sys.get_state(pid)
+  catch
+    :exit, _ -> nil
+  end
+
   @doc "For a process of another node: holds the region, and releases it when told to."
   def hold_until_released(test, region) do
     send(test, {:held, Snakepit.SharedMemory.hold(region)})

@@ -56,8 +56,7 @@ defmodule Snakepit.SharedMemory.ErrorTest do
     worker = spawn_worker()
     region = in_worker(worker, fn -> Shm.put!("x", opts) end)
     Shm.hold!(region)
-    kill(worker)
-    settle(shm)
+    kill(worker, shm)
     assert {:ok, _} = Shm.info(region)
   end
 

@@ -89,8 +89,7 @@ defmodule Snakepit.SharedMemory.FaultTest do
     owner = spawn_worker()
 
     Fault.arm(shm, :created, fn _ ->
-      kill(owner)
-      settle(shm)
+      kill(owner, shm)
     end)
 
     assert {:error, %Error{reason: :owner_down}} = Shm.put("abc", [owner: owner] ++ opts)
@@ -131,8 +130,7 @@ defmodule Snakepit.SharedMemory.FaultTest do
       owner = spawn_worker()
       region = in_worker(owner, fn -> Shm.put!("abc", opts) end)
       Shm.hold!(region)
-      kill(owner)
-      settle(shm)
+      kill(owner, shm)
       kill_at(shm, unquote(point))
       assert {:error, %Error{}} = with(:ok <- Shm.release(region), do: {:error, %Error{}})
       nothing_left(shm, before)
@@ -202,8 +200,7 @@ defmodule Snakepit.SharedMemory.FaultTest do
     kill(manager)
     eventually(fn -> child(shm, :manager) not in [nil, manager] end)
     assert :sys.get_state(child(shm, :manager)).count == 4
-    kill(worker)
-    settle(shm)
+    kill(worker, shm)
     assert Registry.fetch(instance(shm), theirs.id) == :error
     for region <- regions, do: assert(Shm.view!(region) == "x")
   end

@@ -65,8 +65,7 @@ defmodule Snakepit.SharedMemory.JanitorTest do
       worker = spawn_worker()
       in_worker(worker, fn -> Shm.put!("a", instance: shm, named: "stays") end)
       in_worker(worker, fn -> Shm.put!("b", instance: shm, named: "goes", cleanup_policy: :automatic) end)
-      kill(worker)
-      settle(shm)
+      kill(worker, shm)
       assert File.ls!(dir) == ["snakepit_stays"]
     end
   end

@@ -99,8 +99,7 @@ defmodule Snakepit.SharedMemory.ManagerTest do
       worker = spawn_worker()
       region = Shm.put!("a", [owner: worker] ++ opts)
       mine = Shm.put!("b", opts)
-      kill(worker)
-      settle(shm)
+      kill(worker, shm)
       assert gone?(region)
       refute gone?(mine)
     end
@@ -108,8 +107,7 @@ defmodule Snakepit.SharedMemory.ManagerTest do
     test "owner: :none stays", %{in: opts, shm: shm} do
       worker = spawn_worker()
       region = in_worker(worker, fn -> Shm.put!("a", [owner: :none] ++ opts) end)
-      kill(worker)
-      settle(shm)
+      kill(worker, shm)
       refute gone?(region)
     end
 
@@ -132,14 +130,12 @@ defmodule Snakepit.SharedMemory.ManagerTest do
       region = in_worker(owner, fn -> Shm.put!("a", opts) end)
       :ok = in_worker(holder, fn -> Shm.hold(region) end)
       :ok = Shm.hold(region)
-      kill(owner)
-      settle(shm)
+      kill(owner, shm)
       refute gone?(region)
       Shm.release!(region)
       settle(shm)
       refute gone?(region)
-      kill(holder)
-      settle(shm)
+      kill(holder, shm)
       assert gone?(region)
     end
 
@@ -149,11 +145,9 @@ defmodule Snakepit.SharedMemory.ManagerTest do
       region = in_worker(a, fn -> Shm.put!("a", opts) end)
       assert {:error, %Error{reason: :not_owner}} = Shm.transfer(region, self())
       assert :ok = in_worker(a, fn -> Shm.transfer(region, b) end)
-      kill(a)
-      settle(shm)
+      kill(a, shm)
       assert Shm.info!(region).owner_pid == b
-      kill(b)
-      settle(shm)
+      kill(b, shm)
       assert gone?(region)
       mine = Shm.put!("b", opts)
       assert {:error, %Error{reason: :owner_down}} = Shm.transfer(mine, b)
@@ -171,8 +165,7 @@ defmodule Snakepit.SharedMemory.ManagerTest do
     test "manual goes by hand only", %{in: opts, shm: shm} do
       worker = spawn_worker()
       region = in_worker(worker, fn -> Shm.put!("a", [cleanup_policy: :manual] ++ opts) end)
-      kill(worker)
-      settle(shm)
+      kill(worker, shm)
       {:ok, _} = Shm.cleanup(instance: shm)
       refute gone?(region)
       Shm.free!(region)
@@ -187,8 +180,7 @@ defmodule Snakepit.SharedMemory.ManagerTest do
       Shm.release!(region)
       settle(shm)
       refute gone?(region)
-      kill(worker)
-      settle(shm)
+      kill(worker, shm)
       assert gone?(region)
     end
 
@@ -197,8 +189,7 @@ defmodule Snakepit.SharedMemory.ManagerTest do
       region = Shm.put!("a", [cleanup_policy: :reference_counted] ++ opts)
       Shm.transfer!(region, worker)
       assert ReferenceCounter.get_references(region.id) == {:ok, [worker]}
-      kill(worker)
-      settle(shm)
+      kill(worker, shm)
       assert gone?(region)
     end
   end
