@@ -62,9 +62,8 @@ defmodule Snakepit.Native do
   @doc false
   def load do
     loaded_before? = :persistent_term.get({__MODULE__, :loaded}, nil) == :ok
-    path = :filename.join([priv_dir(), ~c"native", ~c"snakepit_nif"])
 
-    case :erlang.load_nif(path, 0) do
+    case :erlang.load_nif(path(), 0) do
       :ok ->
         :persistent_term.put({__MODULE__, :loaded}, :ok)
 
@@ -86,11 +85,19 @@ defmodule Snakepit.Native do
     end
   end
 
-  defp priv_dir do
-    case :code.priv_dir(:snakepit_shm) do
-      {:error, :bad_name} -> ~c"priv"
-      dir -> dir
-    end
+  @doc "Where the library is looked for, without its ending."
+  @spec library() :: String.t()
+  def library, do: List.to_string(path())
+
+  defp path do
+    directory =
+      case :code.priv_dir(:snakepit_shm) do
+        # Not loaded as an application: from the project's own directory, as scripts do.
+        {:error, :bad_name} -> ~c"priv"
+        path -> path
+      end
+
+    :filename.join([directory, ~c"native", ~c"snakepit_nif"])
   end
 
   @doc "Whether the library is there: `:ok`, or why not."

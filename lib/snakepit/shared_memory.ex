@@ -111,7 +111,7 @@ defmodule Snakepit.SharedMemory do
   @doc false
   def not_loaded do
     {:error, kind, because} = Native.loaded()
-    path = Path.join(to_string(:code.priv_dir(:snakepit_shm)), "native/snakepit_nif.so")
+    path = Native.library() <> ".so"
     Error.new(:not_loaded, :start, nil, %{path: path, kind: kind, because: because})
   end
 
@@ -139,12 +139,15 @@ defmodule Snakepit.SharedMemory do
     instance = %Instance{
       name: name,
       key: key,
+      salt: Instance.new_salt(),
+      children: Instance.children(name),
       config: config,
       tables: tables,
       budget: Native.budget_new(),
       stats: Stats.new(tables.errors),
       page: Native.machine().page_size,
-      telemetry: Telemetry.available?(config)
+      telemetry: Telemetry.available?(config),
+      timed: config.performance_monitoring
     }
 
     Instance.put(instance)

@@ -41,7 +41,7 @@ defmodule Snakepit.SharedMemory.Access do
   @spec view(Region.t(), non_neg_integer(), non_neg_integer()) :: {:ok, binary()} | {:error, Error.t()}
   def view(region, offset, length) do
     with {:ok, instance, segment} <- target(region, :view) do
-      Telemetry.measure(instance, :view, region.id, length, fn ->
+      Telemetry.sample(instance, :view, region.id, length, fn ->
         with :ok <- check_range(region, offset, length, :view), do: view_of(segment, offset, length, region.id)
       end)
     end
@@ -133,20 +133,19 @@ defmodule Snakepit.SharedMemory.Access do
   def target(%Region{node: node, id: id}, operation) when node != node(),
     do: {:error, Error.new(:remote_region, operation, id, %{node: node})}
 
-  def target(%Region{id: id}, operation) do
-    with {:ok, instance} <- Instance.of_id(id) do
-      case Registry.segment(instance, id) do
-        {:ok, segment} ->
-          {:ok, instance, segment}
-
-        :error ->
-          error = Error.new(:region_not_found, operation, id)
-          Stats.error(instance.stats, error.type)
-          {:error, error}
-      end
+  def target(%Region{id: id, instance: name}, operation) do
+    with {:ok, instance} <- Instance.of_name(name),
+         {:ok, segment} <- Registry.segment(instance, id) do
+      {:ok, instance, segment}
     else
-      :error -> {:error, Error.new(:region_not_found, operation, id)}
+      :error -> not_found(name, id, operation)
     end
+  end
+
+  defp not_found(name, id, operation) do
+    error = Error.new(:region_not_found, operation, id)
+    with {:ok, instance} <- Instance.of_name(name), do: Stats.error(instance.stats, error.type)
+    {:error, error}
   end
 
   defp patiently(instance, id, timeout, operation, attempt) do

@@ -77,7 +77,7 @@ defmodule Snakepit.SharedMemory.Broker do
 
   @doc false
   def start_link(instance),
-    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :broker))
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance, :broker))
 
   # monitors  monitor => session id
   # pending   session id => timer: its connection is lost, and may be resumed
@@ -246,7 +246,7 @@ defmodule Snakepit.SharedMemory.Broker do
   end
 
   defp room(%{config: %{max_connections: limit}} = instance) do
-    %{active: active} = DynamicSupervisor.count_children(Instance.child(instance.name, :connections))
+    %{active: active} = DynamicSupervisor.count_children(Instance.child(instance, :connections))
     if active < limit, do: :ok, else: {:error, Error.new(:too_many_connections, :hello, nil, %{limit: limit})}
   end
 
@@ -254,7 +254,7 @@ defmodule Snakepit.SharedMemory.Broker do
     Fault.point(:accept, instance.name)
     child = {Connection, {instance, socket, peer}}
 
-    with {:ok, pid} <- DynamicSupervisor.start_child(Instance.child(instance.name, :connections), child),
+    with {:ok, pid} <- DynamicSupervisor.start_child(Instance.child(instance, :connections), child),
          :ok <- :socket.setopt(socket, {:otp, :controlling_process}, pid) do
       send(pid, :go)
     else

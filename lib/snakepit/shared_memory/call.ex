@@ -13,15 +13,15 @@ defmodule Snakepit.SharedMemory.Call do
   # A request that kills who serves it must not be asked until the supervisor gives up.
   @attempts 5
 
-  @spec call(Instance.t(), atom(), term(), atom(), node()) :: term() | {:error, Error.t()}
+  # Of an instance on another node the name is enough.
+  @spec call(Instance.t() | %{name: atom()}, atom(), term(), atom(), node()) :: term() | {:error, Error.t()}
   def call(instance, role, request, operation, node \\ node()) do
-    name = Instance.child(instance.name, role)
-    server = if node == node(), do: name, else: {name, node}
+    server = if node == node(), do: Instance.child(instance, role), else: {Instance.child(instance.name, role), node}
     attempt(instance, server, request, operation, @attempts, System.monotonic_time(:millisecond) + @patience)
   end
 
   @spec cast(Instance.t(), atom(), term()) :: :ok
-  def cast(instance, role, message), do: GenServer.cast(Instance.child(instance.name, role), message)
+  def cast(instance, role, message), do: GenServer.cast(Instance.child(instance, role), message)
 
   defp attempt(instance, server, request, operation, attempts, deadline) do
     GenServer.call(server, request, @timeout)

@@ -8,19 +8,21 @@ defmodule Snakepit.SharedMemory.Instance do
 
   alias Snakepit.SharedMemory.Error
 
-  @enforce_keys [:name, :key, :config, :tables, :budget, :stats, :page]
-  defstruct [:name, :key, :config, :tables, :budget, :stats, :page, :incarnation, telemetry: false]
+  @enforce_keys [:name, :key, :salt, :children, :config, :tables, :budget, :stats, :page]
+  defstruct [:name, :key, :salt, :children, :config, :tables, :budget, :stats, :page, telemetry: false, timed: true]
 
   @type t :: %__MODULE__{
           name: atom(),
           key: String.t(),
+          salt: String.t(),
+          children: %{atom() => atom()},
           config: Snakepit.SharedMemory.Config.t(),
           tables: %{atom() => :ets.tid()},
           budget: reference(),
           stats: Snakepit.SharedMemory.Stats.ref(),
           page: pos_integer(),
-          incarnation: reference(),
-          telemetry: boolean()
+          telemetry: boolean(),
+          timed: boolean()
         }
 
   @default Snakepit.SharedMemory
@@ -50,14 +52,26 @@ defmodule Snakepit.SharedMemory.Instance do
   }
 
   @doc "The registered name of one of the instance's processes."
-  @spec child(atom(), atom()) :: atom()
-  def child(name, role), do: Module.concat(name, Map.fetch!(@roles, role))
+  @spec child(t() | atom(), atom()) :: atom()
+  def child(%__MODULE__{children: children}, role), do: Map.fetch!(children, role)
+  def child(name, role) when is_atom(name), do: Module.concat(name, Map.fetch!(@roles, role))
 
+  @doc "All of them."
+  @spec children(atom()) :: %{atom() => atom()}
+  def children(name), do: Map.new(@roles, fn {role, _} -> {role, child(name, role)} end)
+
+  # Under its name and under its key: an atom and a binary, so they never meet.
   @spec put(t()) :: :ok
-  def put(%__MODULE__{} = instance), do: :persistent_term.put({__MODULE__, instance.key}, instance)
+  def put(%__MODULE__{} = instance) do
+    :persistent_term.put({__MODULE__, instance.name}, instance)
+    :persistent_term.put({__MODULE__, instance.key}, instance)
+  end
 
-  @spec erase(String.t()) :: boolean()
-  def erase(key), do: :persistent_term.erase({__MODULE__, key})
+  @spec erase(t()) :: boolean()
+  def erase(%__MODULE__{} = instance) do
+    :persistent_term.erase({__MODULE__, instance.name})
+    :persistent_term.erase({__MODULE__, instance.key})
+  end
 
   @spec fetch_key(String.t()) :: {:ok, t()} | :error
   def fetch_key(key) do
@@ -70,8 +84,7 @@ defmodule Snakepit.SharedMemory.Instance do
   @doc "The running instance of that name."
   @spec fetch(atom(), atom()) :: {:ok, t()} | {:error, Error.t()}
   def fetch(name, operation) do
-    with {:ok, key} <- key(name),
-         {:ok, %{name: ^name} = instance} <- fetch_key(key),
+    with %__MODULE__{} = instance <- is_atom(name) && :persistent_term.get({__MODULE__, name}, nil),
          true <- Process.whereis(name) != nil do
       {:ok, instance}
     else
@@ -86,6 +99,15 @@ defmodule Snakepit.SharedMemory.Instance do
     end
   end
 
+  @doc "By its name, whether it runs or not."
+  @spec of_name(atom()) :: {:ok, t()} | :error
+  def of_name(name) do
+    case :persistent_term.get({__MODULE__, name}, nil) do
+      nil -> :error
+      instance -> {:ok, instance}
+    end
+  end
+
   @doc "The instance that an id belongs to."
   @spec of_id(binary()) :: {:ok, t()} | :error
   def of_id(<<"shm_", rest::binary>>) when byte_size(rest) > @suffix do
@@ -97,10 +119,17 @@ defmodule Snakepit.SharedMemory.Instance do
 
   def of_id(_), do: :error
 
+  @doc "Unlike any other: the time, what only this instance has, and a number of its own."
   @spec new_id(t()) :: String.t()
-  def new_id(%__MODULE__{key: key}) do
-    random = Base.encode16(:crypto.strong_rand_bytes(8), case: :lower)
-    time = :microsecond |> System.system_time() |> Integer.to_string() |> String.pad_leading(16, "0")
-    "shm_#{key}_#{time}_#{random}"
+  def new_id(%__MODULE__{key: key, salt: salt}) do
+    number = Base.encode16(<<System.unique_integer([:positive])::32>>, case: :lower)
+    "shm_#{key}_#{timestamp(System.system_time(:microsecond))}_#{salt}#{number}"
   end
+
+  @spec new_salt() :: String.t()
+  def new_salt, do: Base.encode16(:crypto.strong_rand_bytes(4), case: :lower)
+
+  # 16 digits from 2001 to 2286.
+  defp timestamp(time) when time >= 1_000_000_000_000_000, do: Integer.to_string(time)
+  defp timestamp(time), do: time |> Integer.to_string() |> String.pad_leading(16, "0")
 end

@@ -83,7 +83,7 @@ defmodule Snakepit.SharedMemory.Janitor do
 
   @doc false
   def start_link(instance),
-    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :janitor))
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance, :janitor))
 
   @impl true
   def init(instance) do

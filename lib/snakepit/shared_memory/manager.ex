@@ -2,11 +2,11 @@ defmodule Snakepit.SharedMemory.Manager do
   @moduledoc """
   Who owns which region, how many there may be, and when one goes.
 
-  The Manager makes no system call and touches no memory. Allocation is *reserve* (the Manager checks the limits,
-  monitors the owner and writes a row), *create* (the caller makes the segment), *commit* (the caller completes the
-  row). Freeing is the other way round: the Manager removes the row, the caller closes the segment. What it knows besides the
-  rows (owners' monitors, counts) it derives from them when it is restarted, and undoes reservations of callers that have
-  died.
+  Allocation is *reserve* (the Manager checks the limits, monitors the owner and writes a row), *create* (the caller
+  makes the segment), *commit* (the caller completes the row). Freeing is the Manager's: it closes the segment, which
+  hands large memory to the reaper, and removes the row last, so that a crash in between is made good by doing it
+  again. What it knows besides the rows (owners' monitors, counts) it derives from them when it is restarted, and
+  undoes reservations of callers that have died.
 
   These functions speak ids and maps; `Snakepit.SharedMemory` is the face with structs and keywords. They work on the default instance, or on `instance: name` in the options.
   """
@@ -223,7 +223,7 @@ defmodule Snakepit.SharedMemory.Manager do
 
   @doc false
   def start_link(instance),
-    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :manager))
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance, :manager))
 
   @doc false
   # The row, the monitors and the charge of `bytes`. The caller chooses the id, so that asking again after a crash of
@@ -495,7 +495,7 @@ defmodule Snakepit.SharedMemory.Manager do
 
   defp fate(state, {id, :live, segment, owner, _, _, record}) do
     cond do
-      Registry.holder_count(state.instance, id) > 0 -> :keep
+      Registry.held?(state.instance, id) -> :keep
       record.cleanup_policy == :reference_counted -> {:free, :unreferenced}
       owner == :dead -> {:free, :owner_down}
       expired?(segment, record.timeout) -> {:free, :expired}
@@ -562,7 +562,8 @@ defmodule Snakepit.SharedMemory.Manager do
     if record.name, do: :ets.delete_object(tables.names, {record.name, id})
     Fault.point(:closed, state.instance.name)
     :ets.delete(tables.regions, id)
-    ReferenceCounter.forget(state.instance, id)
+    # A reference that is just being added is seen here, or sees that the row is gone.
+    if Registry.held?(state.instance, id), do: ReferenceCounter.forget(state.instance, id)
     Waiters.notify(state.instance, id)
     %{state | count: state.count - 1} |> unwatch(owner, id) |> unguard(id)
   end
@@ -596,20 +597,11 @@ defmodule Snakepit.SharedMemory.Manager do
     end
   end
 
+  # The monitor stays until its process ends: who has owned one will own another.
   defp unwatch(state, pid, id) when is_pid(pid) do
     case state.owners do
-      %{^pid => {monitor, ids}} ->
-        ids = MapSet.delete(ids, id)
-
-        if MapSet.size(ids) == 0 do
-          Process.demonitor(monitor, [:flush])
-          %{state | owners: Map.delete(state.owners, pid)}
-        else
-          %{state | owners: Map.put(state.owners, pid, {monitor, ids})}
-        end
-
-      _ ->
-        state
+      %{^pid => {monitor, ids}} -> %{state | owners: %{state.owners | pid => {monitor, MapSet.delete(ids, id)}}}
+      _ -> state
     end
   end
 

@@ -60,7 +60,7 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
 
   @doc false
   def start_link(instance),
-    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :reference_counter))
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance, :reference_counter))
 
   @doc false
   # Lets go of everything that a peer's session holds.
@@ -114,15 +114,16 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
   def handle_call({:increment, id, holder}, _from, state) do
     Fault.point(:increment, state.instance.name)
 
-    # A region that is freed after this look sends its :forget after it too.
-    case Registry.fetch(state.instance, id) do
-      {:ok, {_, :live, segment, _, _, _, _}} ->
-        Registry.put_holder(state.instance, id, holder)
-        Fault.point(:incremented, state.instance.name)
-        Native.segment_touch(segment)
-        {:reply, {:ok, Registry.holder_count(state.instance, id)}, monitor(state, holder)}
-
+    with {:ok, {_, :live, segment, _, _, _, _}} <- Registry.fetch(state.instance, id),
+         Registry.put_holder(state.instance, id, holder),
+         Fault.point(:incremented, state.instance.name),
+         # The Manager removes the row and then looks for holders: one of us sees the other.
+         {:ok, _} <- Registry.fetch(state.instance, id) do
+      Native.segment_touch(segment)
+      {:reply, {:ok, Registry.holder_count(state.instance, id)}, monitor(state, holder)}
+    else
       _ ->
+        Registry.delete_holder(state.instance, id, holder)
         {:reply, {:error, Error.new(:region_not_found, :increment, id)}, state}
     end
   end

@@ -168,6 +168,11 @@ defmodule Snakepit.SharedMemory.Registry do
   @spec held_by(Instance.t(), holder()) :: [String.t()]
   def held_by(instance, holder), do: second(instance.tables.held, holder)
 
+  @doc "Whether anybody holds it; cheaper than to count."
+  @spec held?(Instance.t(), String.t()) :: boolean()
+  # Numbers sort before every holder.
+  def held?(instance, id), do: match?({^id, _}, :ets.next(instance.tables.holders, {id, 0}))
+
   @spec holder_count(Instance.t(), String.t()) :: non_neg_integer()
   def holder_count(instance, id),
     do: :ets.select_count(instance.tables.holders, [{{{id, :_}}, [], [true]}])

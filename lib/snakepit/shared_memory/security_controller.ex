@@ -81,7 +81,7 @@ defmodule Snakepit.SharedMemory.SecurityController do
 
   @doc false
   def start_link(instance),
-    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance.name, :security_controller))
+    do: GenServer.start_link(__MODULE__, instance, name: Instance.child(instance, :security_controller))
 
   # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,7 +118,7 @@ defmodule Snakepit.SharedMemory.SecurityController do
       Native.descriptor_close(descriptor)
     end
 
-    Instance.erase(instance.key)
+    Instance.erase(instance)
   end
 
   def terminate(_reason, _state), do: :ok

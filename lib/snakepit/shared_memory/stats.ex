@@ -3,8 +3,9 @@ defmodule Snakepit.SharedMemory.Stats do
   Counts and times of an instance.
 
   Times are kept in histograms of fixed size: buckets of one eighth of a power of two, from 1 ns to 18 minutes, so a
-  percentile is right to 12.5 %. Recording is two additions to an `:counters` array; it can be left on
-  (`performance_monitoring: false` turns the times off).
+  percentile is right to 12.5 %. Recording is three additions to an `:counters` array; it can be left on
+  (`performance_monitoring: false` turns it off). Of views, which take less than reading the clock twice costs, one in
+  sixteen is timed; all are counted.
   """
 
   # Under 16 ns a bucket each; above, 8 to a power of two, up to 2^40 ns.
@@ -12,8 +13,9 @@ defmodule Snakepit.SharedMemory.Stats do
   @top 40
   @buckets @exact + (@top - 4 + 1) * 8
   @operations [:allocate, :map, :read, :write, :seal, :view, :free]
-  # In front of each operation's buckets: the sum of its bytes.
-  @stride @buckets + 1
+  # In front of each operation's buckets: the sum of its bytes, and how often it was done.
+  @stride @buckets + 2
+  @sampled 16
   @index @operations |> Enum.with_index() |> Map.new(fn {op, i} -> {op, i * @stride + 1} end)
 
   @type operation :: :allocate | :map | :read | :write | :seal | :view | :free
@@ -56,11 +58,31 @@ defmodule Snakepit.SharedMemory.Stats do
 
   @doc false
   @spec record(ref(), operation(), non_neg_integer(), non_neg_integer()) :: :ok
-  def record(%{counters: counters}, operation, nanoseconds, bytes) do
-    base = Map.fetch!(@index, operation)
-    :counters.add(counters, base, bytes)
-    :counters.add(counters, base + 1 + bucket(nanoseconds), 1)
+  def record(stats, operation, nanoseconds, bytes) do
+    count(stats, operation, bytes)
+    time(stats, operation, nanoseconds)
   end
+
+  @doc false
+  @spec count(ref(), operation(), non_neg_integer()) :: :ok
+  def count(%{counters: counters}, operation, bytes) do
+    base = base(operation)
+    :counters.add(counters, base, bytes)
+    :counters.add(counters, base + 1, 1)
+  end
+
+  @doc false
+  @spec time(ref(), operation(), integer()) :: :ok
+  def time(%{counters: counters}, operation, nanoseconds),
+    do: :counters.add(counters, base(operation) + 2 + bucket(nanoseconds), 1)
+
+  @doc false
+  # Whether the next one is to be timed.
+  @spec sample?(ref(), operation()) :: boolean()
+  def sample?(%{counters: counters}, operation),
+    do: Bitwise.band(:counters.get(counters, base(operation) + 1), @sampled - 1) == 0
+
+  for {operation, base} <- @index, do: defp(base(unquote(operation)), do: unquote(base))
 
   @doc false
   @spec error(ref(), atom()) :: :ok
@@ -80,13 +102,13 @@ defmodule Snakepit.SharedMemory.Stats do
   @spec times(ref()) :: %{operation() => times()}
   def times(%{counters: counters}) do
     Map.new(@operations, fn operation ->
-      base = Map.fetch!(@index, operation)
-      counts = for i <- 0..(@buckets - 1), do: :counters.get(counters, base + 1 + i)
+      base = base(operation)
+      counts = for i <- 0..(@buckets - 1), do: :counters.get(counters, base + 2 + i)
       total = Enum.sum(counts)
 
       {operation,
        %{
-         count: total,
+         count: :counters.get(counters, base + 1),
          bytes: :counters.get(counters, base),
          p50_ns: percentile(counts, total, 50),
          p90_ns: percentile(counts, total, 90),
@@ -102,9 +124,16 @@ defmodule Snakepit.SharedMemory.Stats do
   def bucket(ns) when ns >= Bitwise.<<<(1, @top + 1), do: @buckets - 1
 
   def bucket(ns) do
-    exponent = trunc(:math.log2(ns))
+    exponent = exponent(ns)
     @exact + (exponent - 4) * 8 + Bitwise.band(Bitwise.bsr(ns, exponent - 3), 7)
   end
+
+  # The usual ones without floating point.
+  for exponent <- 4..16 do
+    defp exponent(ns) when ns < unquote(Bitwise.bsl(1, exponent + 1)), do: unquote(exponent)
+  end
+
+  defp exponent(ns), do: trunc(:math.log2(ns))
 
   @doc false
   # The largest value of a bucket.

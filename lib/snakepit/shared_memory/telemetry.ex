@@ -74,13 +74,37 @@ defmodule Snakepit.SharedMemory.Telemetry do
 
   def measure(instance, operation, _id, bytes, fun), do: timed(instance, operation, bytes, fun)
 
-  defp timed(%Instance{stats: stats, config: %{performance_monitoring: true}}, operation, bytes, fun) do
-    started = :erlang.monotonic_time(:nanosecond)
+  @doc false
+  # The same for what takes less than reading the clock: counted always, timed now and then, a span where there is
+  # telemetry.
+  @spec sample(Instance.t(), Stats.operation(), String.t(), non_neg_integer(), (() -> result)) :: result
+        when result: var
+  def sample(%Instance{telemetry: false, timed: true, stats: stats} = instance, operation, _id, bytes, fun) do
+    if Stats.sample?(stats, operation) do
+      timed(instance, operation, bytes, fun)
+    else
+      case fun.() do
+        {:ok, _} = result ->
+          Stats.count(stats, operation, bytes)
+          result
+
+        {:error, %Error{type: type}} = error ->
+          Stats.error(stats, type)
+          error
+      end
+    end
+  end
+
+  def sample(instance, operation, id, bytes, fun), do: measure(instance, operation, id, bytes, fun)
+
+  defp timed(%Instance{stats: stats, timed: true}, operation, bytes, fun) do
+    started = :erlang.monotonic_time()
     result = fun.()
+    elapsed = :erlang.monotonic_time() - started
 
     case result do
       {:error, %Error{type: type}} -> Stats.error(stats, type)
-      _ -> Stats.record(stats, operation, :erlang.monotonic_time(:nanosecond) - started, bytes)
+      _ -> Stats.record(stats, operation, nanoseconds(elapsed), bytes)
     end
 
     result
@@ -92,6 +116,11 @@ defmodule Snakepit.SharedMemory.Telemetry do
       error
     end
   end
+
+  # The native unit is the nanosecond wherever it can be; then there is nothing to convert.
+  if System.convert_time_unit(1, :native, :nanosecond) == 1,
+    do: defp(nanoseconds(native), do: native),
+    else: defp(nanoseconds(native), do: System.convert_time_unit(native, :native, :nanosecond))
 
   defp reason({:error, %Error{reason: reason}}), do: reason
   defp reason(_), do: nil

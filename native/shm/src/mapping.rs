@@ -96,7 +96,8 @@ impl Mapping {
                     }),
                     start,
                     length,
-                    touched: AtomicUsize::new(0),
+                    // The header is written before anything else.
+                    touched: AtomicUsize::new(PAGE),
                 })
             }
             Err(error) => Err((map_error(&error), permit)),

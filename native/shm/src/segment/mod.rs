@@ -665,6 +665,15 @@ fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// For the time of the last use, which every view and read notes: to the kernel's tick (4 ms at most), for a tenth of what
+/// the exact time costs.
+#[cfg(target_os = "linux")]
+fn now_ms() -> i64 {
+    use nix::time::{ClockId, clock_gettime};
+    clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(0, |now| now.tv_sec() * 1000 + now.tv_nsec() / 1_000_000)
+}
+
+#[cfg(not(target_os = "linux"))]
 fn now_ms() -> i64 {
     i64::try_from(since_1970().as_millis()).unwrap_or(0)
 }
