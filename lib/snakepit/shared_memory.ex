@@ -461,7 +461,7 @@ defmodule Snakepit.SharedMemory do
       Telemetry.measure(instance, :map, request.id, 0, fn ->
         with {:ok, mode, row} <- SecurityController.authorize(instance, request),
              {:ok, _count} <- ReferenceCounter.increment(request.id, self()) do
-          {:ok, Registry.to_region(instance, row, mode: Allocation.strictest([mode, Manager.mode_for(row, self())]))}
+          {:ok, Registry.region_of(instance, row, mode: Allocation.strictest([mode, Manager.mode_for(row, self())]))}
         end
       end)
     end
@@ -540,8 +540,10 @@ defmodule Snakepit.SharedMemory do
 
   @doc "Frees the region now, whoever owns or holds it. Views that exist keep their memory."
   @spec free(Region.t()) :: :ok | {:error, Error.t()}
-  def free(%Region{id: id, node: node}) when node == node(), do: Manager.deallocate_region(id)
-  def free(%Region{id: id, node: node}), do: {:error, Error.new(:remote_region, :free, id, %{node: node})}
+  def free(%Region{id: id, size: size} = region) do
+    with {:ok, instance, _segment} <- Access.target(region, :free), do: Manager.free(instance, id, size)
+  end
+
   def free(other), do: bad_region(other, :free)
 
   # ── Looking ───────────────────────────────────────────────────────────────────────────────────────────────────

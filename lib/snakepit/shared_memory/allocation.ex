@@ -16,16 +16,37 @@ defmodule Snakepit.SharedMemory.Allocation do
   @closing_patience 1_000
 
   @keys [:owner, :timeout, :cleanup_policy, :security_level, :access_mode, :peers, :permissions, :metadata] ++
-          [:named, :dtype, :shape, :huge_pages, :reserve, :instance]
+          [:named, :dtype, :shape, :huge_pages, :reserve]
 
   @default_permissions %{owner: :read_write, group: :none, other: :none}
+
+  # The record of a region that nobody wanted anything special of.
+  @plain %{
+    size: nil,
+    name: nil,
+    path: nil,
+    dtype: nil,
+    shape: nil,
+    owner: nil,
+    cleanup_policy: :automatic,
+    timeout: :infinity,
+    access_mode: :read_write,
+    peers: :read_only,
+    permissions: @default_permissions,
+    security_level: :standard,
+    metadata: %{},
+    metadata_json: "{}",
+    huge_pages: :no,
+    reserve: true,
+    created_at: nil
+  }
 
   @spec allocate(term(), keyword(), atom()) :: {:ok, Region.t()} | {:error, Error.t()}
   def allocate(size, options, operation \\ :allocate) do
     with {:ok, name} <- instance_name(options, operation),
          {:ok, instance} <- Instance.fetch(name, operation) do
       Telemetry.measure(instance, :allocate, nil, if(is_integer(size), do: size, else: 0), fn ->
-        with {:ok, record, owner} <- check(instance, size, options, operation),
+        with {:ok, record, owner} <- check(instance, size, Keyword.delete(options, :instance), operation),
              do: make(instance, record, owner, operation)
       end)
     end
@@ -84,8 +105,7 @@ defmodule Snakepit.SharedMemory.Allocation do
   defp commit(instance, id, record, segment, operation) do
     if Registry.commit(instance, id, segment) do
       Fault.point(:committed, instance.name)
-      {:ok, row} = Registry.fetch(instance, id) |> or_row(id, segment, record)
-      {:ok, Registry.to_region(instance, row)}
+      {:ok, Registry.to_region(instance, id, record)}
     else
       Native.segment_close(segment, record.name != nil)
       owner_down(operation, id, record)
@@ -93,10 +113,6 @@ defmodule Snakepit.SharedMemory.Allocation do
   end
 
   defp owner_down(operation, id, record), do: {:error, Error.new(:owner_down, operation, id, %{owner: record.owner})}
-
-  # Freed by somebody else the moment it was ready: the value is still right, the next use says so.
-  defp or_row({:ok, row}, _id, _segment, _record), do: {:ok, row}
-  defp or_row(:error, id, segment, record), do: {:ok, {id, :live, segment, :none, self(), nil, record}}
 
   defp native_create(_instance, charge, %{size: size, name: nil, huge_pages: :no} = spec) when size <= @small,
     do: Native.segment_create(charge, spec)
@@ -137,6 +153,15 @@ defmodule Snakepit.SharedMemory.Allocation do
       else: bad(operation, :options, "a keyword list", options)
   end
 
+  # Without options there is nothing to check but the size.
+  defp check(%{config: config}, size, [], operation) do
+    with :ok <- check_size(size, config, operation) do
+      huge = if config.use_hugepages, do: :prefer, else: :no
+      record = %{@plain | size: size, owner: self(), timeout: config.default_timeout, huge_pages: huge}
+      {:ok, %{record | created_at: System.system_time(:microsecond)}, self()}
+    end
+  end
+
   defp check(instance, size, options, operation) do
     config = instance.config
     options = Map.new(options)
@@ -157,23 +182,22 @@ defmodule Snakepit.SharedMemory.Allocation do
          {:ok, huge} <- check_huge(options, name, peers, config, operation),
          {:ok, reserve} <- one_of(:reserve, get.(:reserve, true), [true, false], operation) do
       record = %{
-        size: size,
-        name: name,
-        path: nil,
-        dtype: dtype,
-        shape: shape,
-        owner: owner,
-        cleanup_policy: policy,
-        timeout: timeout,
-        access_mode: access,
-        peers: strictest([peers, access, permissions.owner]),
-        permissions: permissions,
-        security_level: :standard,
-        metadata: metadata,
-        metadata_json: json,
-        huge_pages: huge,
-        reserve: reserve,
-        created_at: System.system_time(:microsecond)
+        @plain
+        | size: size,
+          name: name,
+          dtype: dtype,
+          shape: shape,
+          owner: owner,
+          cleanup_policy: policy,
+          timeout: timeout,
+          access_mode: access,
+          peers: strictest([peers, access, permissions.owner]),
+          permissions: permissions,
+          metadata: metadata,
+          metadata_json: json,
+          huge_pages: huge,
+          reserve: reserve,
+          created_at: System.system_time(:microsecond)
       }
 
       {:ok, record, owner}
@@ -182,8 +206,11 @@ defmodule Snakepit.SharedMemory.Allocation do
 
   defp known(options, operation) do
     case Map.keys(options) -- @keys do
-      [] -> :ok
-      [key | _] -> bad(operation, key, "one of #{Enum.map_join(@keys, ", ", &inspect/1)}", Map.fetch!(options, key))
+      [] ->
+        :ok
+
+      [key | _] ->
+        bad(operation, key, "one of #{Enum.map_join([:instance | @keys], ", ", &inspect/1)}", Map.fetch!(options, key))
     end
   end
 

@@ -90,7 +90,7 @@ defmodule Snakepit.SharedMemory.Manager do
         with {:ok, _count} <- ReferenceCounter.increment(region_id, self()),
              {:ok, instance, row} <- Registry.locate(region_id, :map) do
           Native.segment_touch(elem(row, 2))
-          {:ok, Registry.to_region(instance, row, mode: Allocation.strictest([mode, mode_for(row, self())]))}
+          {:ok, Registry.region_of(instance, row, mode: Allocation.strictest([mode, mode_for(row, self())]))}
         end
       end)
     end
@@ -105,9 +105,7 @@ defmodule Snakepit.SharedMemory.Manager do
   @doc "Frees the region now, whoever owns or holds it. Views that exist keep their memory."
   @spec deallocate_region(region_id()) :: :ok | {:error, Error.t()}
   def deallocate_region(region_id) do
-    with {:ok, instance, row} <- Registry.locate(region_id, :free) do
-      Telemetry.measure(instance, :free, region_id, elem(row, 6).size, fn -> free(instance, region_id) end)
-    end
+    with {:ok, instance, row} <- Registry.locate(region_id, :free), do: free(instance, region_id, elem(row, 6).size)
   end
 
   @doc "All there is to know of a region."
@@ -243,8 +241,10 @@ defmodule Snakepit.SharedMemory.Manager do
   def abort(instance, id), do: Call.cast(instance, :manager, {:abort, id})
 
   @doc false
-  @spec free(Instance.t(), String.t()) :: :ok | {:error, Error.t()}
-  def free(instance, id), do: Call.call(instance, :manager, {:free, id}, :free)
+  @spec free(Instance.t(), String.t(), non_neg_integer()) :: :ok | {:error, Error.t()}
+  def free(instance, id, size \\ 0) do
+    Telemetry.measure(instance, :free, id, size, fn -> Call.call(instance, :manager, {:free, id}, :free) end)
+  end
 
   @doc false
   @spec transfer(Instance.t(), String.t(), pid(), pid() | :none) :: :ok | {:error, Error.t()}
@@ -272,7 +272,7 @@ defmodule Snakepit.SharedMemory.Manager do
 
   # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
 
-  # owners    pid => {monitor, MapSet of ids it owns}
+  # owners    pid => {monitor, how many it owns}; which ones stands in a table, off this process's heap
   # creators  id => monitor, and monitor => id: of callers that create for somebody else
   @impl true
   def init(instance) do
@@ -281,6 +281,8 @@ defmodule Snakepit.SharedMemory.Manager do
 
   # Reads the rows again. Monitors of the dead fire at once.
   defp restore(state) do
+    :ets.delete_all_objects(state.instance.tables.owned)
+
     state =
       Enum.reduce(Registry.rows(state.instance), state, fn {id, status, _, owner, caller, _, _}, state ->
         state = %{state | count: state.count + 1}
@@ -306,9 +308,12 @@ defmodule Snakepit.SharedMemory.Manager do
   def handle_call({:reserve, caller, id, record, owner, bytes}, _from, state) do
     Fault.point(:reserve, state.instance.name)
 
-    case Registry.fetch(state.instance, id) do
-      {:ok, {_, :reserved, _, _, ^caller, charge, _}} -> {:reply, {:ok, charge}, state}
-      :error -> make_row(state, caller, id, record, owner, bytes)
+    # Asked again after a crash?
+    if :ets.member(state.instance.tables.regions, id) do
+      {:ok, {_, :reserved, _, _, ^caller, charge, _}} = Registry.fetch(state.instance, id)
+      {:reply, {:ok, charge}, state}
+    else
+      make_row(state, caller, id, record, owner, bytes)
     end
   end
 
@@ -389,9 +394,10 @@ defmodule Snakepit.SharedMemory.Manager do
   @impl true
   def handle_info({:DOWN, monitor, :process, pid, _reason}, state) do
     case state do
-      %{owners: %{^pid => {^monitor, ids}}} ->
-        state = %{state | owners: Map.delete(state.owners, pid)}
-        {:noreply, Enum.reduce(ids, state, &orphan(&2, &1, pid))}
+      %{owners: %{^pid => {^monitor, _count}}} ->
+        ids = Registry.owned_by(state.instance, pid)
+        state = Enum.reduce(ids, state, &orphan(&2, &1, pid))
+        {:noreply, %{state | owners: Map.delete(state.owners, pid)}}
 
       %{creators: %{^monitor => id}} ->
         state = %{state | creators: Map.drop(state.creators, [monitor, id])}
@@ -444,7 +450,7 @@ defmodule Snakepit.SharedMemory.Manager do
   defp check_owner(%{instance: %{config: %{max_regions_per_process: limit}}} = state, owner) do
     count =
       case state.owners do
-        %{^owner => {_, ids}} -> MapSet.size(ids)
+        %{^owner => {_monitor, count}} -> count
         _ -> 0
       end
 
@@ -529,7 +535,7 @@ defmodule Snakepit.SharedMemory.Manager do
 
       {:ok, {_, :live, _, ^pid, _, _, _}} when is_pid(pid) ->
         Registry.put_owner(state.instance, id, :dead)
-        judge(state, id)
+        state |> unwatch(pid, id) |> judge(id)
 
       # Result of a peer: sealed, it waits a while for somebody to attach it.
       {:ok, {_, :live, segment, {:peer, _}, _, _, _}} ->
@@ -571,10 +577,12 @@ defmodule Snakepit.SharedMemory.Manager do
   # ── Monitors ──────────────────────────────────────────────────────────────────────────────────────────────────
 
   defp watch(state, pid, id) do
+    :ets.insert(state.instance.tables.owned, {{pid, id}})
+
     owners =
       case state.owners do
-        %{^pid => {monitor, ids}} -> Map.put(state.owners, pid, {monitor, MapSet.put(ids, id)})
-        owners -> Map.put(owners, pid, {Process.monitor(pid), MapSet.new([id])})
+        %{^pid => {monitor, count}} -> %{state.owners | pid => {monitor, count + 1}}
+        owners -> Map.put(owners, pid, {Process.monitor(pid), 1})
       end
 
     %{state | owners: owners}
@@ -599,8 +607,8 @@ defmodule Snakepit.SharedMemory.Manager do
 
   # The monitor stays until its process ends: who has owned one will own another.
   defp unwatch(state, pid, id) when is_pid(pid) do
-    case state.owners do
-      %{^pid => {monitor, ids}} -> %{state | owners: %{state.owners | pid => {monitor, MapSet.delete(ids, id)}}}
+    case {state.owners, :ets.take(state.instance.tables.owned, {pid, id})} do
+      {%{^pid => {monitor, count}}, [_]} -> %{state | owners: %{state.owners | pid => {monitor, count - 1}}}
       _ -> state
     end
   end

@@ -11,6 +11,7 @@ defmodule Snakepit.SharedMemory.Registry do
   #             charge   its share of max_total_memory, until the segment has taken it over
   #             record   what does not change
   #   names     {name, id}
+  #   owned     {{pid, id}}             the Manager's index of regions by owner
   #   holders   {{id, holder}}        holder: pid | reference | {:peer, session}
   #   held      {{holder, id}}        the same, the other way round
   #   waiters   {{id, ref}, destination, pid}
@@ -24,6 +25,7 @@ defmodule Snakepit.SharedMemory.Registry do
   @tables [
     regions: :set,
     names: :set,
+    owned: :ordered_set,
     holders: :ordered_set,
     held: :ordered_set,
     waiters: :ordered_set,
@@ -142,23 +144,30 @@ defmodule Snakepit.SharedMemory.Registry do
   def ids(instance), do: :ets.select(instance.tables.regions, [{{:"$1", :_, :_, :_, :_, :_, :_}, [], [:"$1"]}])
 
   @doc "A region as a value."
-  @spec to_region(Instance.t(), row(), keyword()) :: Region.t()
-  def to_region(instance, {id, _, segment, _, _, _, record}, overrides \\ []) do
-    struct!(
-      %Region{
-        id: id,
-        size: record.size,
-        dtype: record.dtype,
-        shape: record.shape,
-        instance: instance.name,
-        node: node(),
-        name: record.name,
-        metadata: record.metadata,
-        sealed: Snakepit.Native.segment_info(segment).state == :sealed
-      },
-      overrides
-    )
+  @spec region_of(Instance.t(), row(), keyword()) :: Region.t()
+  def region_of(instance, {id, _, segment, _, _, _, record}, overrides \\ []) do
+    sealed? = Snakepit.Native.segment_info(segment).state == :sealed
+    struct!(%{to_region(instance, id, record) | sealed: sealed?}, overrides)
   end
+
+  @doc "A new region as a value."
+  @spec to_region(Instance.t(), String.t(), map()) :: Region.t()
+  def to_region(instance, id, record) do
+    %Region{
+      id: id,
+      size: record.size,
+      dtype: record.dtype,
+      shape: record.shape,
+      instance: instance.name,
+      node: node(),
+      name: record.name,
+      metadata: record.metadata
+    }
+  end
+
+  @doc "The regions that a process owns."
+  @spec owned_by(Instance.t(), pid()) :: [String.t()]
+  def owned_by(instance, pid), do: second(instance.tables.owned, pid)
 
   # ── Holders ───────────────────────────────────────────────────────────────────────────────────────────────────
 

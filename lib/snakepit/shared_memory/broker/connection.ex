@@ -319,7 +319,7 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
   defp seal(state, request) do
     with {:ok, id} <- id(request),
          {:ok, row} <- own(state, id),
-         {:ok, _sealed} <- Access.seal(Registry.to_region(state.instance, row)),
+         {:ok, _sealed} <- Access.seal(Registry.region_of(state.instance, row)),
          {:ok, handle} <- SecurityController.handle(state.instance, row, [:read_only], nil),
          {:ok, answer, descriptor} <- hold_and_export(state, row, :read_only) do
       {:ok, Map.put(answer, "handle", handle), descriptor}
