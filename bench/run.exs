@@ -11,7 +11,7 @@ defmodule Bench.Run do
 
   @groups [Rows.Allocate, Rows.Record, Rows.Copy, Rows.View, Rows.Array, Rows.Holder, Rows.Foreign]
   @gib 1024 * 1024 * 1024
-  @open_files 24_000
+  @open_files 12_000
 
   @help """
   mix run bench/run.exs [options]

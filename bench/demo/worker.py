@@ -26,7 +26,12 @@ def attach(handle):
     first = float(heights[0, 0])
     took = time.perf_counter_ns() - start
     regions["input"] = region
-    return {"first": first, "ns": took, "array": f"{heights.dtype} {heights.shape}", "writeable": heights.flags.writeable}
+    return {
+        "first": first,
+        "ns": took,
+        "array": f"{heights.dtype} {heights.shape}",
+        "writeable": heights.flags.writeable,
+    }
 
 
 def shade(dx, dy, east, north, up):

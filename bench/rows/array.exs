@@ -54,16 +54,19 @@ defmodule Bench.Rows.Array do
     count = size |> div(65_536) |> max(1) |> then(&max(div(context.runs.(50), &1), 1))
 
     figures =
-      Measure.interleave(
-        %{
-          ours: fn -> Enum.concat(for _ <- 1..count, do: put(worker, data)) end,
-          port: fn -> Measure.each(count, fn -> through_port(worker, data) end) end,
-          file: fn -> Measure.each(count, fn -> through_file(worker, file, data) end) end
-        },
-        if(size > 64 * 1024 * 1024, do: min(context.rounds, 3), else: context.rounds)
-      )
+      try do
+        Measure.interleave(
+          %{
+            ours: fn -> Enum.concat(for _ <- 1..count, do: put(worker, data)) end,
+            port: fn -> Measure.each(count, fn -> through_port(worker, data) end) end,
+            file: fn -> Measure.each(count, fn -> through_file(worker, file, data) end) end
+          },
+          if(size > 64 * 1024 * 1024, do: min(context.rounds, 3), else: context.rounds)
+        )
+      after
+        File.rm(file)
+      end
 
-    File.rm(file)
     name = "#{Text.bytes(size)}: binary in Elixir to array[0]"
 
     [

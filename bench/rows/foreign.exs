@@ -4,7 +4,7 @@ defmodule Bench.Rows.Foreign do
   alias Bench.{Measure, Peer, Python, Regions, Report, Text}
   alias Snakepit.SharedMemory, as: Shm
 
-  def title, do: "create and attach, beside others"
+  def title, do: "create and attach"
 
   @sizes [4096, 64 * 1024 * 1024]
 

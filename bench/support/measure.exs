@@ -1,8 +1,12 @@
 defmodule Bench.Measure do
   # How a figure comes about: bench/README.md.
 
-  @type samples :: [number()]
+  # Runs timed one by one, or means of batches, of which a 99th percentile would say nothing.
+  @type samples :: [number()] | {:means, [number()]}
   @type figure :: %{p50: float(), p99: number() | nil, count: pos_integer()}
+
+  # For a 99th percentile.
+  @enough 40
 
   @doc """
   Runs the subjects in turn, `rounds` times, each time beginning with another one. A subject is a function that answers
@@ -25,14 +29,16 @@ defmodule Bench.Measure do
     |> Map.new(fn {key, rounds} -> {key, figure(rounds)} end)
   end
 
-  # The median of the rounds' medians. The 99th percentile only where there are enough samples for one.
+  # The median of the rounds' medians.
+  defp figure([{:means, _} | _] = rounds), do: %{figure(for({:means, samples} <- rounds, do: samples)) | p99: nil}
+
   defp figure(rounds) do
     all = Enum.concat(rounds)
     p50 = rounds |> Enum.map(&percentile(&1, 50)) |> percentile(50)
-    %{p50: p50 / 1, p99: if(length(all) >= 40, do: percentile(all, 99)), count: length(all)}
+    %{p50: p50 / 1, p99: if(length(all) >= @enough, do: percentile(all, 99)), count: length(all)}
   end
 
-  @spec percentile(samples(), 1..99) :: number()
+  @spec percentile([number()], 1..99) :: number()
   def percentile(samples, 50) do
     sorted = Enum.sort(samples)
     count = length(sorted)
@@ -54,11 +60,14 @@ defmodule Bench.Measure do
   @doc "`count` samples, each the mean of `batch` runs: for what takes less. The loop's own time is not taken off."
   @spec batch(pos_integer(), pos_integer(), (() -> term())) :: samples()
   def batch(count, batch, work) do
-    for _ <- 1..count do
-      start = now()
-      repeat(batch, work)
-      (now() - start) / batch
-    end
+    samples =
+      for _ <- 1..count do
+        start = now()
+        repeat(batch, work)
+        (now() - start) / batch
+      end
+
+    {:means, samples}
   end
 
   defp repeat(0, _work), do: :ok
@@ -73,7 +82,7 @@ defmodule Bench.Measure do
   def over(list, work) do
     start = now()
     walk(list, work)
-    [(now() - start) / length(list)]
+    {:means, [(now() - start) / length(list)]}
   end
 
   defp walk([], _work), do: :ok

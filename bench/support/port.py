@@ -47,7 +47,10 @@ def answer(**fields):
 
 
 def serve(handlers):
-    """Answers requests until the Port is closed or ``op=quit``. A handler gets the other fields and returns the answer's."""
+    """Answers requests until the Port is closed or says ``op=quit``.
+
+    A handler takes the other fields and returns those of the answer.
+    """
     while (request := receive()) is not None:
         op = request.pop("op")
         if op == "quit":

@@ -62,6 +62,8 @@ defmodule Snakepit.SharedMemory do
   # A write or read that finds the region busy waits this long.
   @busy_timeout 5_000
   @chunk 65_536
+  # A hundred years: what is longer is meant to be :infinity, and must still be a number for JSON.
+  @longest_expiry 3_155_760_000_000
   # Processes are small and rows survive: a storm of crashes must not end the instance.
   @max_restarts 1_000
   @max_seconds 5
@@ -430,8 +432,8 @@ defmodule Snakepit.SharedMemory do
          mode when mode in [nil, :read_only, :read_write] <- options[:mode] do
       case Keyword.get(options, :expires_in, :infinity) do
         :infinity -> {:ok, mode, nil}
-        ms when is_integer(ms) and ms > 0 -> {:ok, mode, System.system_time(:millisecond) + ms}
-        other -> invalid(:handle, :expires_in, "positive milliseconds or :infinity", other)
+        ms when ms in 1..@longest_expiry -> {:ok, mode, System.system_time(:millisecond) + ms}
+        other -> invalid(:handle, :expires_in, "1 to #{@longest_expiry} milliseconds, or :infinity", other)
       end
     else
       {:error, _} = error -> error

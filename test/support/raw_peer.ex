@@ -125,18 +125,20 @@ defmodule Snakepit.OsPeer do
   # A peer in a process of its own (raw_peer.py): sockets, descriptors, mappings, forks, seals, by hand.
 
   alias Snakepit.Native
-  alias Snakepit.SharedMemory.Handle
 
   @enforce_keys [:port, :os_pid]
   defstruct [:port, :os_pid]
 
-  def start do
+  @doc "With another interpreter, or a command in front of it (to become another user, for example)."
+  def start(command \\ [Snakepit.Python.executable()]) do
+    [executable | arguments] = command ++ ["-u", Path.join(__DIR__, "raw_peer.py")]
+
     port =
-      Port.open({:spawn_executable, Snakepit.Python.executable()}, [
+      Port.open({:spawn_executable, System.find_executable(executable)}, [
         :binary,
         :exit_status,
         {:packet, 4},
-        args: ["-u", Path.join(__DIR__, "raw_peer.py")],
+        args: arguments,
         env: [{~c"PYTHONDONTWRITEBYTECODE", ~c"1"}]
       ])
 
@@ -180,9 +182,9 @@ defmodule Snakepit.OsPeer do
     pid
   end
 
-  @doc "A connection of a new child of the peer, which keeps it too; the peer speaks on it. The child's pid."
-  def connect_in_child(peer, path, name) do
-    pid = call(peer, "connect_in_child", %{path: path, name: name})
+  @doc "Connections of a new child of the peer, which keeps them; the peer speaks on them. The child's pid."
+  def connect_in_child(peer, path, names) do
+    pid = call(peer, "connect_in_child", %{path: path, names: List.wrap(names)})
     kill_at_exit(pid)
     pid
   end
@@ -200,16 +202,10 @@ defmodule Snakepit.OsPeer do
   def request(peer, name \\ "a", op, fields),
     do: call(peer, "request", %{name: name, op: op, fields: fields})
 
-  def attach!(peer, name \\ "a", handle, fields \\ %{}) do
+  def attach!(peer, handle, fields \\ %{}) do
     handle = Map.take(handle, ["id", "token", "mode", "expires"])
-    %{"ok" => true} = answer = request(peer, name, "attach", Map.merge(handle, fields))
+    %{"ok" => true} = answer = request(peer, "attach", Map.merge(handle, fields))
     answer
-  end
-
-  @doc "A handle as JSON, for the official client."
-  def json(handle) do
-    {:ok, json} = Handle.to_json(handle)
-    json
   end
 
   def kill(%__MODULE__{os_pid: os_pid}), do: kill(os_pid)
@@ -294,7 +290,9 @@ defmodule Snakepit.PeerCase do
   rescue
     error in RuntimeError ->
       links = for n <- File.ls!("/proc/self/fd"), {:ok, link} <- [File.read_link("/proc/self/fd/#{n}")], do: link
-      reraise "left behind: #{inspect(before)} -> #{inspect(inventory())} #{inspect(links)} (#{error.message})", __STACKTRACE__
+
+      reraise "left behind: #{inspect(before)} -> #{inspect(inventory())} #{inspect(links)} (#{error.message})",
+              __STACKTRACE__
   end
 
   @doc "The one process that serves a peer."
@@ -314,7 +312,12 @@ defmodule Snakepit.PeerCase do
   end
 
   @doc "Waits for the successor of a process of the instance that was killed."
-  def successor(shm, role, old), do: eventually(fn -> with(pid when pid != old <- child(shm, role), do: pid) end)
+  def successor(shm, role, old) do
+    pid = eventually(fn -> with(pid when pid != old <- child(shm, role), do: pid) end)
+    # It has a name before it is ready.
+    :sys.get_state(pid)
+    pid
+  end
 
   @doc "Waits until a process has been sent `count` messages that it has not looked at."
   def queued(pid, count), do: eventually(fn -> Process.info(pid, :message_queue_len) |> elem(1) >= count end)

@@ -79,8 +79,9 @@ def checked(result):
 
 def connect(path, name):
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(20)
+    # With a timeout it would be refused when the queue is full, instead of waiting.
     sock.connect(path)
+    sock.settimeout(20)
     sockets[name] = sock
 
 
@@ -99,20 +100,23 @@ def fork():
     return pid
 
 
-def connect_in_child(path, name):
+def connect_in_child(path, names):
+    """Connections of a child, which keeps them; we have them too, as if we were the forked one."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
-        connect(path, name)
-        socket.send_fds(theirs, [b"x"], [sockets[name].fileno()])
+        for name in names:
+            connect(path, name)
+        socket.send_fds(theirs, [b"x"], [sockets[name].fileno() for name in names])
         ours.close()
         theirs.close()
         idle()
-    _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    _, descriptors, _, _ = socket.recv_fds(ours, 1, len(names))
     ours.close()
     theirs.close()
-    sockets[name] = socket.socket(fileno=descriptors[0])
-    sockets[name].settimeout(20)
+    for name, descriptor in zip(names, descriptors):
+        sockets[name] = socket.socket(fileno=descriptor)
+        sockets[name].settimeout(20)
     return pid
 
 
@@ -175,14 +179,15 @@ def request(name, op, fields):
     return answer
 
 
-def push(name, op, descriptors):
-    """A request with descriptors of ours in its first byte."""
+def push(name, op, fields, descriptors):
+    """A request with descriptors of ours on its first and its last byte."""
     global last_rid
     last_rid += 1
     null = os.open("/dev/null", os.O_RDONLY)
-    message = framed({"op": op, "rid": last_rid})
+    message = framed(dict(fields, op=op, rid=last_rid))
     socket.send_fds(sockets[name], [message[:1]], [null] * descriptors)
-    sockets[name].sendall(message[1:])
+    sockets[name].sendall(message[1:-1])
+    socket.send_fds(sockets[name], [message[-1:]], [null] * descriptors)
     os.close(null)
     return receive(sockets[name])
 
@@ -206,8 +211,12 @@ def pipeline(name, op, fields, count):
 
 
 def send(name, op, fields):
-    """A request whose answer nobody waits for."""
+    """A request whose answer nobody waits for yet."""
     sockets[name].sendall(framed(dict(fields, op=op, rid=0)))
+
+
+def answer(name):
+    return receive(sockets[name])
 
 
 def close(name):
@@ -300,10 +309,8 @@ def break_out(fd, length):
 
 def main():
     commands = {name: value for name, value in globals().items() if callable(value)}
-    source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # Children close 0 and 1, and with exec nothing else of these is left.
-    for stream in (source, target):
-        os.set_inheritable(stream.fileno(), False)
+    # Not copies of them: children close 0 and 1, and a pipe that they keep would hide our own end.
+    source, target = sys.stdin.buffer, sys.stdout.buffer
     while True:
         head = source.read(4)
         if len(head) < 4:

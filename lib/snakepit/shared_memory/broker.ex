@@ -85,21 +85,28 @@ defmodule Snakepit.SharedMemory.Broker do
   @impl true
   def init(instance) do
     Process.flag(:trap_exit, true)
+    state = %{instance: instance, listener: nil, monitors: %{}, pending: %{}, ended: %{}}
 
     case listen(instance) do
       {:ok, listener} ->
-        state = %{instance: instance, listener: listener, monitors: %{}, pending: %{}, ended: MapSet.new()}
-        {:ok, Enum.reduce(:ets.tab2list(instance.tables.sessions), state, &take_up/2), {:continue, :accept}}
+        :ets.insert(instance.tables.house, {:has_listened, true})
+        {:ok, take_up_all(%{state | listener: listener}), {:continue, :accept}}
 
       {:error, reason} ->
-        [{:socket, path}] = :ets.lookup(instance.tables.house, :socket)
-        {:stop, Error.new(:os_error, :start, nil, %{call: "listen on #{path}", message: inspect(reason)})}
+        # Once it has worked, it will again (descriptors come back); until then the sessions need their broker. A first start
+        # that cannot listen is refused.
+        if :ets.member(instance.tables.house, :has_listened),
+          do: {:ok, take_up_all(state), {:continue, :listen_again}},
+          else:
+            {:stop, Error.new(:os_error, :start, nil, %{call: "listen on #{path(instance)}", message: inspect(reason)})}
     end
   end
 
+  defp path(%{tables: %{house: house}}), do: :ets.lookup_element(house, :socket, 2)
+
   # The key's lock says that the path is ours: what lies there is left over.
-  defp listen(%{tables: %{house: house}}) do
-    [{:socket, path}] = :ets.lookup(house, :socket)
+  defp listen(instance) do
+    path = path(instance)
     File.rm(path)
 
     with {:ok, socket} <- :socket.open(:local, :stream, :default),
@@ -117,6 +124,8 @@ defmodule Snakepit.SharedMemory.Broker do
   end
 
   # Sessions of before our own restart.
+  defp take_up_all(state), do: Enum.reduce(:ets.tab2list(state.instance.tables.sessions), state, &take_up/2)
+
   defp take_up({id, session}, state) do
     # The monitor of a connection that has died meanwhile fires at once; the watch too.
     Native.peer_watch_move(session.watch, self(), id)
@@ -126,10 +135,23 @@ defmodule Snakepit.SharedMemory.Broker do
   @impl true
   def handle_continue(:accept, state), do: {:noreply, accept(state)}
 
+  def handle_continue(:listen_again, state) do
+    case listen(state.instance) do
+      {:ok, listener} ->
+        {:noreply, accept(%{state | listener: listener})}
+
+      {:error, _} ->
+        Process.send_after(self(), :listen_again, @back_off)
+        {:noreply, state}
+    end
+  end
+
   @impl true
   def handle_call({:open, id, session}, {pid, _}, state) do
     session = Map.merge(session, %{number: System.unique_integer([:positive, :monotonic]) + 1, connection: pid})
     :ets.insert(state.instance.tables.sessions, {id, session})
+    # The watch may be of a broker before us; it speaks at once when the peer has gone already.
+    Native.peer_watch_move(session.watch, self(), id)
     announce(state, id, :open)
     {:reply, {:ok, session}, monitor(state, id, pid)}
   end
@@ -137,7 +159,7 @@ defmodule Snakepit.SharedMemory.Broker do
   def handle_call({:resume, id, peer}, {pid, _}, state) do
     case :ets.lookup(state.instance.tables.sessions, id) do
       [{_, %{os_pid: os_pid, start_time: start_time} = session}]
-      when os_pid == peer.os_pid and start_time == peer.start_time ->
+      when os_pid == peer.os_pid and start_time == peer.start_time and not is_map_key(state.ended, id) ->
         # Its old connection may be half dead and not know.
         if session.connection != pid, do: Process.exit(session.connection, :kill)
         session = %{session | connection: pid}
@@ -153,6 +175,7 @@ defmodule Snakepit.SharedMemory.Broker do
   @impl true
   def handle_info({:"$socket", listener, :select, _}, %{listener: listener} = state), do: {:noreply, accept(state)}
   def handle_info(:accept, state), do: {:noreply, accept(state)}
+  def handle_info(:listen_again, state), do: {:noreply, state, {:continue, :listen_again}}
 
   # The peer's process has ended, whatever its children do with the socket. Its connection goes first: what it was just
   # doing for the peer must not come after the end of the session.
@@ -163,7 +186,7 @@ defmodule Snakepit.SharedMemory.Broker do
 
       [{_, session}] ->
         Process.exit(session.connection, :kill)
-        {:noreply, %{state | ended: MapSet.put(state.ended, id)}}
+        {:noreply, %{state | ended: Map.put(state.ended, id, true)}}
 
       [] ->
         {:noreply, state}
@@ -173,6 +196,8 @@ defmodule Snakepit.SharedMemory.Broker do
   def handle_info({:DOWN, monitor, :process, pid, reason}, state) do
     {id, monitors} = Map.pop(state.monitors, monitor)
     state = %{state | monitors: monitors}
+    # What it was waiting for, if it was killed.
+    :ets.match_delete(state.instance.tables.waiters, {:_, :_, pid})
 
     case id && :ets.lookup(state.instance.tables.sessions, id) do
       [{_, %{connection: ^pid}}] -> {:noreply, lost(state, id, reason)}
@@ -180,7 +205,11 @@ defmodule Snakepit.SharedMemory.Broker do
     end
   end
 
-  def handle_info({:give_up, id}, state), do: {:noreply, finish(state, id)}
+  def handle_info({:give_up, id, tag}, state) do
+    # Resumed at the last moment?
+    if match?(%{^id => {_, ^tag}}, state.pending), do: {:noreply, finish(state, id)}, else: {:noreply, state}
+  end
+
   def handle_info({:EXIT, _, reason}, state), do: {:stop, reason, state}
   def handle_info(_, state), do: {:noreply, state}
 
@@ -278,13 +307,14 @@ defmodule Snakepit.SharedMemory.Broker do
 
   # Our side died: the peer may not even know, unless it is dead too.
   defp lost(state, id, _reason) do
-    if id in state.ended, do: finish(state, id), else: suspend(state, id)
+    if is_map_key(state.ended, id), do: finish(state, id), else: suspend(state, id)
   end
 
   defp suspend(state, id) do
     announce(state, id, :pending)
-    timer = Process.send_after(self(), {:give_up, id}, state.instance.config.reconnect_grace)
-    %{state | pending: Map.put(state.pending, id, timer)}
+    tag = make_ref()
+    timer = Process.send_after(self(), {:give_up, id, tag}, state.instance.config.reconnect_grace)
+    %{state | pending: Map.put(state.pending, id, {timer, tag})}
   end
 
   # The row goes last: if we are killed in between, our successor does this again.
@@ -301,13 +331,12 @@ defmodule Snakepit.SharedMemory.Broker do
       announce(state, id, :end)
     end
 
-    cancel(%{state | ended: MapSet.delete(state.ended, id)}, id)
+    cancel(%{state | ended: Map.delete(state.ended, id)}, id)
   end
 
   defp cancel(state, id) do
-    {timer, pending} = Map.pop(state.pending, id)
-    if timer, do: Process.cancel_timer(timer)
-    %{state | pending: pending}
+    with {:ok, {timer, _tag}} <- Map.fetch(state.pending, id), do: Process.cancel_timer(timer)
+    %{state | pending: Map.delete(state.pending, id)}
   end
 
   defp monitor(state, id, pid), do: %{state | monitors: Map.put(state.monitors, Process.monitor(pid), id)}

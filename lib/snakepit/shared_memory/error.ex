@@ -149,15 +149,15 @@ defmodule Snakepit.SharedMemory.Error do
   def remedy(%__MODULE__{} = e), do: e.reason |> explain(e.details) |> elem(1)
 
   defp explain(:invalid_size, d),
-    do: {"size must be a positive integer of bytes, got #{inspect(d[:got])}", "Pass the number of bytes, at least 1."}
+    do: {"size must be a positive integer of bytes, got #{show(d[:got])}", "Pass the number of bytes, at least 1."}
 
   defp explain(:invalid_option, d),
     do:
-      {"option #{inspect(d[:key])}: expected #{d[:expected]}, got #{inspect(d[:got])}",
+      {"option #{inspect(d[:key])}: expected #{d[:expected]}, got #{show(d[:got])}",
        "Correct #{inspect(d[:key])}; the options are listed at Snakepit.SharedMemory.allocate/2."}
 
   defp explain(:invalid_argument, d),
-    do: {"#{d[:key] || "argument"}: expected #{d[:expected]}, got #{inspect(d[:got])}", "Correct the argument."}
+    do: {"#{d[:key] || "argument"}: expected #{d[:expected]}, got #{show(d[:got])}", "Correct the argument."}
 
   defp explain(:invalid_config, d),
     do:
@@ -166,7 +166,7 @@ defmodule Snakepit.SharedMemory.Error do
 
   defp explain(:invalid_handle, d),
     do:
-      {"this is not a handle: #{d[:key]}: expected #{d[:expected]}, got #{inspect(d[:got], limit: 5, printable_limit: 60)}",
+      {"this is not a handle: #{d[:key]}: expected #{d[:expected]}, got #{show(d[:got])}",
        "Pass what Snakepit.SharedMemory.handle/2 gave, as a map with string keys or as JSON text, unchanged."}
 
   defp explain(:invalid_json, d),
@@ -305,6 +305,11 @@ defmodule Snakepit.SharedMemory.Error do
   defp explain(:expired, d),
     do: {"the handle expired at #{inspect(d[:expires])}", "Make a new one with handle/2, with a longer expires_in:."}
 
+  defp explain(:foreign_user, %{path: path} = d),
+    do:
+      {"#{path} belongs to user #{d[:expected]}, and this is user #{d[:uid]}",
+       "Remove it, or set socket_dir to a directory of this user's."}
+
   defp explain(:foreign_user, d),
     do: {"user #{d[:uid]} may not use a region of user #{d[:expected]}", "Run the peer as user #{d[:expected]}."}
 
@@ -355,6 +360,12 @@ defmodule Snakepit.SharedMemory.Error do
     do:
       {"#{d[:call] || d[:native]} failed: #{d[:message] || inspect(d)}",
        "See mix snakepit.shm.doctor for the limits of this machine."}
+
+  # What came, as far as a sentence can hold it: it may be anything, also from a peer.
+  defp show(term) do
+    text = inspect(term, limit: 5, printable_limit: 60)
+    if String.length(text) > 200, do: String.slice(text, 0, 200) <> "...", else: text
+  end
 
   defp busy(%{writers: [_ | _] = writers}), do: "#{Enum.map_join(writers, ", ", &inspect/1)} may still write"
   defp busy(%{writer: 0}), do: "readers"

@@ -31,7 +31,9 @@ defmodule Snakepit.SharedMemory.Handle do
   @doc "As JSON text."
   @spec to_json(t()) :: {:ok, String.t()} | {:error, Error.t()}
   def to_json(handle) do
-    with {:ok, handle} <- parse(handle), do: Native.json_encode(handle)
+    with {:ok, handle} <- parse(handle),
+         {:error, {_, details}} <- Native.json_encode(handle),
+         do: {:error, Error.new(:invalid_json, :to_json, nil, details)}
   end
 
   @doc "From JSON text, or a map; checked for form, not for truth (that is the token's part)."

@@ -272,7 +272,7 @@ defmodule Snakepit.SharedMemory.Manager do
 
   # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
 
-  # owners    pid => {monitor, how many it owns}; which ones stands in a table, off this process's heap
+  # owners    pid => monitor; what they own stands in a table, off this process's heap
   # creators  id => monitor, and monitor => id: of callers that create for somebody else
   @impl true
   def init(instance) do
@@ -291,7 +291,7 @@ defmodule Snakepit.SharedMemory.Manager do
         case owner do
           pid when is_pid(pid) -> watch(state, pid, id)
           {:grace, deadline} -> remind(state, id, deadline)
-          {:peer, session} -> if known_session?(state, session), do: state, else: orphan(state, id)
+          {:peer, session} -> if known_session?(state, session), do: watch(state, owner, id), else: orphan(state, id)
           # Orphaned, and perhaps not yet freed, when the crash came.
           :dead -> judge(state, id)
           :none -> state
@@ -333,10 +333,10 @@ defmodule Snakepit.SharedMemory.Manager do
 
       {:ok, {_, :live, _, owner, _, _, _} = row} when owner == from or not is_pid(owner) ->
         with :ok <- alive(to, id),
-             :ok <- check_owner(state, if(is_pid(to), do: to)) do
+             :ok <- check_owner(state, to) do
           Registry.put_owner(state.instance, id, to)
           state = unwatch(state, owner, id)
-          state = if is_pid(to), do: watch(state, to, id), else: state
+          state = watch(state, to, id)
           move_reference(state, row, from, to)
           {:reply, :ok, state}
         else
@@ -365,8 +365,7 @@ defmodule Snakepit.SharedMemory.Manager do
   end
 
   def handle_call({:owner_gone, owner}, _from, state) do
-    ids = for {id, _, _, ^owner, _, _, _} <- Registry.rows(state.instance), do: id
-    {:reply, :ok, Enum.reduce(ids, state, &orphan(&2, &1))}
+    {:reply, :ok, Enum.reduce(Registry.owned_by(state.instance, owner), state, &orphan(&2, &1))}
   end
 
   def handle_call(:sweep, _from, state) do
@@ -394,7 +393,7 @@ defmodule Snakepit.SharedMemory.Manager do
   @impl true
   def handle_info({:DOWN, monitor, :process, pid, _reason}, state) do
     case state do
-      %{owners: %{^pid => {^monitor, _count}}} ->
+      %{owners: %{^pid => ^monitor}} ->
         ids = Registry.owned_by(state.instance, pid)
         state = Enum.reduce(ids, state, &orphan(&2, &1, pid))
         {:noreply, %{state | owners: Map.delete(state.owners, pid)}}
@@ -415,7 +414,7 @@ defmodule Snakepit.SharedMemory.Manager do
 
   defp make_row(%{instance: instance} = state, caller, id, record, owner, bytes) do
     with :ok <- check_count(state),
-         :ok <- check_owner(state, if(is_pid(owner), do: owner)),
+         :ok <- check_owner(state, owner),
          :ok <- check_name(instance, record),
          {:ok, charge} <- charge(instance, bytes) do
       :ets.insert(instance.tables.regions, {id, :reserved, nil, owner, caller, charge, record})
@@ -423,7 +422,7 @@ defmodule Snakepit.SharedMemory.Manager do
       if record.cleanup_policy == :reference_counted, do: first_reference(instance, id, owner, caller)
       Fault.point(:reserved, instance.name)
       state = %{state | count: state.count + 1}
-      state = if is_pid(owner), do: watch(state, owner, id), else: state
+      state = watch(state, owner, id)
       state = if owner == caller, do: state, else: guard(state, caller, id)
       {:reply, {:ok, charge}, state}
     else
@@ -445,14 +444,12 @@ defmodule Snakepit.SharedMemory.Manager do
 
   defp check_count(_), do: :ok
 
-  defp check_owner(_state, nil), do: :ok
+  defp check_owner(%{instance: %{config: %{max_regions_per_process: :infinity}}}, _owner), do: :ok
+  defp check_owner(_state, :none), do: :ok
 
-  defp check_owner(%{instance: %{config: %{max_regions_per_process: limit}}} = state, owner) do
-    count =
-      case state.owners do
-        %{^owner => {_monitor, count}} -> count
-        _ -> 0
-      end
+  # A peer's session counts like a process.
+  defp check_owner(%{instance: %{config: %{max_regions_per_process: limit}} = instance}, owner) do
+    count = Registry.owned_count(instance, owner)
 
     if count >= limit do
       details = %{owner: owner, count: count, limit: limit}
@@ -538,11 +535,11 @@ defmodule Snakepit.SharedMemory.Manager do
         state |> unwatch(pid, id) |> judge(id)
 
       # Result of a peer: sealed, it waits a while for somebody to attach it.
-      {:ok, {_, :live, segment, {:peer, _}, _, _, _}} ->
+      {:ok, {_, :live, segment, {:peer, _} = owner, _, _, _}} ->
         sealed? = Native.segment_info(segment).state == :sealed
         deadline = System.monotonic_time(:millisecond) + if(sealed?, do: state.instance.config.grace_period, else: 0)
         Registry.put_owner(state.instance, id, {:grace, deadline})
-        judge(remind(state, id, deadline), id)
+        state |> unwatch(owner, id) |> remind(id, deadline) |> judge(id)
 
       _ ->
         state
@@ -576,16 +573,15 @@ defmodule Snakepit.SharedMemory.Manager do
 
   # ── Monitors ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-  defp watch(state, pid, id) do
-    :ets.insert(state.instance.tables.owned, {{pid, id}})
+  defp watch(state, :none, _id), do: state
 
-    owners =
-      case state.owners do
-        %{^pid => {monitor, count}} -> %{state.owners | pid => {monitor, count + 1}}
-        owners -> Map.put(owners, pid, {Process.monitor(pid), 1})
-      end
+  defp watch(state, owner, id) do
+    :ets.insert(state.instance.tables.owned, {{owner, id}})
 
-    %{state | owners: owners}
+    # Of sessions the broker tells.
+    if is_pid(owner) and not is_map_key(state.owners, owner),
+      do: %{state | owners: Map.put(state.owners, owner, Process.monitor(owner))},
+      else: state
   end
 
   # A caller that is not the owner: only until it commits, but it does not say when that is.
@@ -606,12 +602,8 @@ defmodule Snakepit.SharedMemory.Manager do
   end
 
   # The monitor stays until its process ends: who has owned one will own another.
-  defp unwatch(state, pid, id) when is_pid(pid) do
-    case {state.owners, :ets.take(state.instance.tables.owned, {pid, id})} do
-      {%{^pid => {monitor, count}}, [_]} -> %{state | owners: %{state.owners | pid => {monitor, count - 1}}}
-      _ -> state
-    end
+  defp unwatch(state, owner, id) do
+    :ets.delete(state.instance.tables.owned, {owner, id})
+    state
   end
-
-  defp unwatch(state, _owner, _id), do: state
 end

@@ -150,6 +150,7 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
     state =
       Enum.reduce(Registry.holders(state.instance, id), state, fn holder, state ->
         Registry.delete_holder(state.instance, id, holder)
+        with {:peer, session} <- holder, do: :ets.delete(state.instance.tables.grants, {session, id})
         unmonitor(state, holder)
       end)
 

@@ -11,7 +11,7 @@ defmodule Snakepit.SharedMemory.Registry do
   #             charge   its share of max_total_memory, until the segment has taken it over
   #             record   what does not change
   #   names     {name, id}
-  #   owned     {{pid, id}}             the Manager's index of regions by owner
+  #   owned     {{owner, id}}           the Manager's index: owner a pid or {:peer, session}
   #   holders   {{id, holder}}        holder: pid | reference | {:peer, session}
   #   held      {{holder, id}}        the same, the other way round
   #   waiters   {{id, ref}, destination, pid}
@@ -165,9 +165,12 @@ defmodule Snakepit.SharedMemory.Registry do
     }
   end
 
-  @doc "The regions that a process owns."
-  @spec owned_by(Instance.t(), pid()) :: [String.t()]
-  def owned_by(instance, pid), do: second(instance.tables.owned, pid)
+  @doc "The regions that a process or a peer's session owns."
+  @spec owned_by(Instance.t(), owner()) :: [String.t()]
+  def owned_by(instance, owner), do: second(instance.tables.owned, owner)
+
+  @spec owned_count(Instance.t(), owner()) :: non_neg_integer()
+  def owned_count(instance, owner), do: :ets.select_count(instance.tables.owned, [{{{owner, :_}}, [], [true]}])
 
   # ── Holders ───────────────────────────────────────────────────────────────────────────────────────────────────
 

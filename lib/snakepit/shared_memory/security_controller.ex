@@ -174,10 +174,13 @@ defmodule Snakepit.SharedMemory.SecurityController do
         {:ok, key}
 
       [] ->
-        with :ok <- private_directory(instance.config.socket_dir),
-             {:ok, descriptor, contents, base} <- lock(instance.config.socket_dir, instance.key),
+        directory = instance.config.socket_dir
+
+        # The longest name that it may get is looked at first: what is refused leaves nothing.
+        with :ok <- short_enough(Path.join(directory, instance.key <> "-" <> System.pid() <> ".sock")),
+             :ok <- private_directory(directory),
+             {:ok, descriptor, contents, base} <- lock(directory, instance.key),
              socket = base <> ".sock",
-             :ok <- short_enough(socket),
              {:ok, key} <- contents_or_new(descriptor, contents) do
           :ets.insert(house, [{:lock, descriptor, base <> ".key"}, {:socket, socket}, {:key, key}])
           {:ok, key}
@@ -224,7 +227,7 @@ defmodule Snakepit.SharedMemory.SecurityController do
       :ok
     else
       {:own, false, uid} ->
-        {:error, Error.new(:foreign_user, :start, nil, %{uid: Native.effective_uid(), expected: uid})}
+        {:error, Error.new(:foreign_user, :start, nil, %{uid: Native.effective_uid(), expected: uid, path: directory})}
 
       {:ok, %{type: type}} ->
         {:error, os_error("use", directory, type)}

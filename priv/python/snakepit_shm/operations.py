@@ -10,7 +10,7 @@ from typing import Any, Dict, Optional
 
 from . import description, errors, mapping
 from .channel import Reply
-from .connection import Connection, Hold
+from .connection import ATTEMPTS, Connection, Hold
 from .description import Description
 from .handle import READ_WRITE
 
@@ -30,26 +30,26 @@ def write_begin(connection: Connection, hold: Hold, timeout: float) -> Optional[
         raise errors.BusyError("busy", "busy", f"Another thread of this process is writing to region {hold.id}.")
     fields = {"id": hold.id}
     try:
-        try:
-            connection.request("write_begin", fields, timeout=left(), retry=False, hold=hold)
-        except errors.ConnectionLostError as error:
-            if not _open_outcome(error):
-                raise
-            # It may have been granted. A write that is ended at once does no harm.
+        for attempt in range(ATTEMPTS):
             try:
-                connection.request("write_end", fields, hold=hold)
-            except errors.NotWriterError:
-                pass
-            connection.request("write_begin", fields, timeout=left(), retry=False, hold=hold)
-        except errors.PermissionDeniedError as error:
-            # The broker remembers one mode per session and region, the last one: another Region of this process that
-            # came to read has narrowed it.
-            grant = next(iter(hold.strongest_first()), None)
-            if error.reason != "read_only" or grant is None or grant.want != READ_WRITE:
-                raise
-            reply = connection.request("attach", grant.fields(), descriptor=True, hold=hold)
-            mapping.descriptor_of(reply).close()
-            connection.request("write_begin", fields, timeout=left(), retry=False, hold=hold)
+                connection.request("write_begin", fields, timeout=left(), retry=False, hold=hold)
+                break
+            except errors.ConnectionLostError as error:
+                if not _open_outcome(error) or attempt == ATTEMPTS - 1:
+                    raise
+                # It may have been granted. A write that is ended at once does no harm.
+                try:
+                    connection.request("write_end", fields, hold=hold)
+                except errors.NotWriterError:
+                    pass
+            except errors.PermissionDeniedError as error:
+                # The broker remembers one mode per session and region, the last one: another Region of this process
+                # that came to read has narrowed it.
+                grant = next(iter(hold.strongest_first()), None)
+                if error.reason != "read_only" or grant is None or grant.want != READ_WRITE or attempt == ATTEMPTS - 1:
+                    raise
+                reply = connection.request("attach", grant.fields(), descriptor=True, hold=hold)
+                mapping.descriptor_of(reply).close()
         return connection.session
     except BaseException:
         # A grant that comes too late is given back by the connection's chores.
@@ -95,17 +95,18 @@ def allocate(connection: Connection, fields: Dict[str, Any]) -> Reply:
 def seal(connection: Connection, hold: Hold) -> Reply:
     """The answer has ``handle``, ``region`` and a read-only descriptor, also when it has to be put together anew."""
     fields = {"id": hold.id}
-    try:
-        return connection.request("seal", fields, descriptor=True, retry=False, hold=hold)
-    except errors.ConnectionLostError as error:
-        if not _open_outcome(error):
-            raise
-    except errors.InvalidStateError as error:
-        # An earlier attempt got through, and its answer did not.
-        if error.reason != "sealed":
-            raise
-    if not info(connection, hold).sealed:
-        return connection.request("seal", fields, descriptor=True, retry=False, hold=hold)
+    for attempt in range(ATTEMPTS):
+        try:
+            return connection.request("seal", fields, descriptor=True, retry=False, hold=hold)
+        except errors.ConnectionLostError as error:
+            if not _open_outcome(error) or attempt == ATTEMPTS - 1:
+                raise
+        except errors.InvalidStateError as error:
+            # An earlier attempt got through, and its answer did not.
+            if error.reason != "sealed":
+                raise
+        if info(connection, hold).sealed:
+            break
     sent = handle(connection, hold)
     wanted = {key: sent.get(key) for key in ("id", "token", "mode", "expires")}
     reply = connection.request("attach", wanted, descriptor=True, hold=hold)

@@ -149,7 +149,10 @@ class Region(Memory):
             raise errors.invalid("generation", "an integer, 0 or more", generation)
         connection, hold = self._held()
         reply = connection.request("wait", {"id": self.id, "generation": generation}, timeout=limit, hold=hold)
-        return description.integer(reply.fields, "generation")
+        newer = description.integer(reply.fields, "generation")
+        if newer <= generation:
+            raise errors.protocol(f"wait ended at generation {newer}, which is not over {generation}")
+        return newer
 
     def handle(self) -> Dict[str, Any]:
         """A new read-only handle, to send to others."""

@@ -19,6 +19,9 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 SEAL, SHRINK, GROW, WRITE = 1, 2, 4, 8
 
+with open("/proc/sys/kernel/random/boot_id") as _file:
+    BOOT_ID = bytes.fromhex(_file.read().strip().replace("-", ""))
+
 ITEM = {"uint8": 1, "int32": 4, "float32": 4, "float64": 8, "bfloat16": 2, "complex128": 16, "bool": 1, "int16": 2}
 
 
@@ -39,7 +42,7 @@ def header(
     struct.pack_into("<IIQQ", page, 8, 1, 4096, 4096, size)
     struct.pack_into("<IIII", page, 32, int(named) | (4 if peers_write else 0), 0o600, 1, 0)
     struct.pack_into("<QQ", page, 48, 2**64 - 1, int(time.time() * 1e6))
-    page[64:80] = bytes.fromhex(open("/proc/sys/kernel/random/boot_id").read().strip().replace("-", ""))
+    page[64:80] = BOOT_ID
     struct.pack_into("<QQQ", page, 80, os.stat("/proc/self/ns/pid").st_ino, os.getpid(), 1)
     text(112, 127, id)
     text(240, 63, "fake")
@@ -163,6 +166,7 @@ class FakeBroker:
             peers = list(self.peers)
             for peer in peers:
                 self.peers.discard(peer)
+            self.cond.notify_all()
         for peer in peers:
             peer.shut()
 
@@ -314,6 +318,9 @@ class FakeBroker:
             if hook is not None and hook(peer, request) is not None:
                 return
             with self.cond:
+                if peer not in self.peers:
+                    # What a connection had not got to dies with it.
+                    return
                 fields, fd = getattr(self, f"_op_{op}")(peer, request)
                 self.cond.notify_all()
                 peer.send({"rid": rid, "ok": True, **fields}, fd)
@@ -369,11 +376,20 @@ class FakeBroker:
         self._holds(peer).pop(request["id"], None)
         return {}, None
 
+    def _until(self, peer: Peer, condition: Callable[[], bool], request: Dict[str, Any]) -> bool:
+        def gone() -> bool:
+            return self.stopped or peer not in self.peers
+
+        found = self.cond.wait_for(lambda: gone() or condition(), request["timeout"] / 1000)
+        if gone():
+            raise ConnectionResetError
+        return found
+
     def _op_write_begin(self, peer: Peer, request: Dict[str, Any]) -> Any:
         region = self._held_region(peer, request)
         if self._holds(peer)[region.id] != "read_write":
             raise Refused("permission_denied", "read_only")
-        if not self.cond.wait_for(lambda: region.writer is None or self.stopped, request["timeout"] / 1000):
+        if not self._until(peer, lambda: region.writer is None, request):
             raise Refused("busy", "busy")
         region.writer = peer.session
         region.sequence += 1
@@ -392,8 +408,7 @@ class FakeBroker:
     def _op_wait(self, peer: Peer, request: Dict[str, Any]) -> Any:
         region = self._held_region(peer, request)
         seen = request["generation"]
-        gone = lambda: self.stopped or peer not in self.peers  # noqa: E731
-        if not self.cond.wait_for(lambda: region.sequence // 2 > seen or gone(), request["timeout"] / 1000):
+        if not self._until(peer, lambda: region.sequence // 2 > seen, request):
             raise Refused("timeout", "timeout")
         return {"generation": region.sequence // 2}, None
 

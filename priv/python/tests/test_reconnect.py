@@ -232,8 +232,9 @@ def test_closing_while_the_broker_is_away(broker):
 
 
 def test_a_late_answer_is_undone(broker):
-    shm.configure(request_timeout=0.05)
     handle = broker.put(b"abc")
+    shm.attach(handle).close()
+    shm.configure(request_timeout=0.05)
     go = threading.Event()
     late = []
 
@@ -255,7 +256,7 @@ def test_a_late_answer_is_undone(broker):
     with pytest.raises(shm.TimeoutError):
         shm.allocate(3, socket=broker.path)
     shm.configure(request_timeout=10)
-    broker.until(lambda: broker.ops("detach") == 1)
+    broker.until(lambda: broker.ops("detach") == 2)
     go.set()
     for thread in late:
         thread.join()

@@ -69,9 +69,9 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
   def handle_info(:go, state), do: receive_more(state)
   def handle_info({:"$socket", socket, :select, _}, %{socket: socket} = state), do: receive_more(state)
   def handle_info(:hello_late, %{session: nil} = state), do: close(state, :hello_late)
-  def handle_info({:frame_late, timer}, %{frame_timer: timer} = state), do: close(state, :frame_late)
+  def handle_info({:timeout, timer, :frame_late}, %{frame_timer: timer} = state), do: close(state, :frame_late)
   def handle_info({:snakepit_shm_changed, ref}, state), do: again(state, ref)
-  def handle_info({:poll, ref}, state), do: again(state, ref)
+  def handle_info({:poll, ref}, state), do: polled(state, ref)
   def handle_info({:late, ref}, state), do: late(state, ref)
   def handle_info(_, state), do: {:noreply, state}
 
@@ -116,13 +116,14 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
   defp start_frame_timer(%{buffer: ""} = state), do: stop_frame_timer(state)
   defp start_frame_timer(%{frame_timer: timer} = state) when timer != nil, do: state
 
-  defp start_frame_timer(state) do
-    tag = make_ref()
-    Process.send_after(self(), {:frame_late, tag}, @frame_deadline)
-    %{state | frame_timer: tag}
-  end
+  defp start_frame_timer(state), do: %{state | frame_timer: :erlang.start_timer(@frame_deadline, self(), :frame_late)}
 
-  defp stop_frame_timer(state), do: %{state | frame_timer: nil}
+  defp stop_frame_timer(%{frame_timer: nil} = state), do: state
+
+  defp stop_frame_timer(%{frame_timer: timer} = state) do
+    Process.cancel_timer(timer)
+    %{state | frame_timer: nil}
+  end
 
   # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -175,9 +176,11 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
          {:ok, segment} <- writable(state, id) do
       number = state.session.number
 
-      later(state, rid, id, timeout, :busy, fn ->
+      later(state, rid, id, timeout, {:write_begin, :busy}, fn ->
         case Native.write_begin(segment, number) do
           :ok -> {:ok, %{}}
+          # Its own turn will not end by waiting for it.
+          {:error, {:busy, %{writer: ^number} = details}} -> {:error, Error.new(:busy, :write_begin, id, details)}
           {:error, {:busy, details}} -> {:wait, details}
           failure -> Error.from_native(failure, :write_begin, id)
         end
@@ -192,7 +195,7 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
          {:ok, timeout} <- timeout(request),
          {:ok, generation} <- integer(request, "generation"),
          {:ok, segment} <- held(state, id) do
-      later(state, rid, id, timeout, :timeout, fn ->
+      later(state, rid, id, timeout, {:wait, :timeout}, fn ->
         case Native.segment_generation(segment) do
           {:ok, newer} when newer > generation -> {:ok, %{"generation" => newer}}
           {:ok, same} -> {:wait, %{generation: same}}
@@ -252,7 +255,8 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
 
     with {:ok, _count} <- ReferenceCounter.increment(id, holder(state)),
          :ok <- not_invalid(segment, id) do
-      :ets.insert(state.instance.tables.grants, {{state.id, id}, mode})
+      # A second, stricter attach takes nothing away from the first.
+      unless granted(state, id) == :read_write, do: :ets.insert(state.instance.tables.grants, {{state.id, id}, mode})
 
       case Native.segment_export(segment, mode) do
         {:ok, descriptor, number} ->
@@ -430,42 +434,58 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
 
   # ── Answers that come later ───────────────────────────────────────────────────────────────────────────────────
 
-  defp later(state, rid, id, timeout, reason, attempt) do
+  # `op` and `reason` are for the error when the time is up.
+  defp later(state, rid, id, timeout, {op, reason}, attempt) do
     ref = make_ref()
-    Process.send_after(self(), {:late, ref}, timeout)
-    again(%{state | waiting: Map.put(state.waiting, ref, {rid, id, reason, timeout, attempt})}, ref)
+    timer = Process.send_after(self(), {:late, ref}, timeout)
+
+    request = %{rid: rid, id: id, op: op, reason: reason, timeout: timeout, attempt: attempt, timer: timer, poll: nil}
+    again(%{state | waiting: Map.put(state.waiting, ref, request)}, ref)
   end
 
   defp again(state, ref) do
     case state.waiting do
-      %{^ref => {rid, id, reason, _timeout, attempt}} ->
-        Waiters.subscribe(state.instance, id, ref, self())
+      %{^ref => request} ->
+        Waiters.subscribe(state.instance, request.id, ref, self())
 
-        case attempt.() do
-          {:wait, _details} ->
-            if reason == :busy, do: Process.send_after(self(), {:poll, ref}, @poll)
-            {:noreply, state}
-
-          result ->
-            state |> done(ref, id) |> reply(rid, result)
+        case request.attempt.() do
+          {:wait, _details} -> {:noreply, poll(state, ref, request)}
+          result -> state |> done(ref) |> reply(request.rid, result)
         end
 
       _ ->
         {:noreply, state}
+    end
+  end
+
+  # One poll at a time, however often it was told to look again. Only a writer needs one: readers do not announce
+  # that they have finished.
+  defp poll(state, ref, %{reason: :busy, poll: nil} = request) do
+    poll = Process.send_after(self(), {:poll, ref}, @poll)
+    %{state | waiting: %{state.waiting | ref => %{request | poll: poll}}}
+  end
+
+  defp poll(state, _ref, _request), do: state
+
+  defp polled(state, ref) do
+    case state.waiting do
+      %{^ref => request} -> again(%{state | waiting: %{state.waiting | ref => %{request | poll: nil}}}, ref)
+      _ -> {:noreply, state}
     end
   end
 
   defp late(state, ref) do
     case state.waiting do
-      %{^ref => {rid, id, reason, timeout, attempt}} ->
-        state = done(state, ref, id)
+      %{^ref => request} ->
+        state = done(state, ref)
 
-        case attempt.() do
+        case request.attempt.() do
           {:wait, details} ->
-            reply(state, rid, {:error, Error.new(reason, :wait, id, Map.put(details, :timeout, timeout))})
+            details = Map.put(details, :timeout, request.timeout)
+            reply(state, request.rid, {:error, Error.new(request.reason, request.op, request.id, details)})
 
           result ->
-            reply(state, rid, result)
+            reply(state, request.rid, result)
         end
 
       _ ->
@@ -473,9 +493,11 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
     end
   end
 
-  defp done(state, ref, id) do
-    Waiters.unsubscribe(state.instance, id, ref)
-    %{state | waiting: Map.delete(state.waiting, ref)}
+  defp done(state, ref) do
+    {request, waiting} = Map.pop(state.waiting, ref)
+    Waiters.unsubscribe(state.instance, request.id, ref)
+    for timer <- [request.timer, request.poll], timer, do: Process.cancel_timer(timer)
+    %{state | waiting: waiting}
   end
 
   # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -499,11 +521,12 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
     do: transmit(state, %{"rid" => rid, "ok" => false, "error" => describe(error)}, nil)
 
   defp transmit(state, object, number) do
-    {:ok, frame} = Frame.encode(object)
     Fault.point(:answer, state.instance.name)
 
-    case send_frame(state.socket, IO.iodata_to_binary(frame), number) do
-      :ok -> :ok
+    with {:ok, frame} <- Frame.encode(object),
+         :ok <- send_frame(state.socket, IO.iodata_to_binary(frame), number) do
+      :ok
+    else
       _ -> :closed
     end
   end
