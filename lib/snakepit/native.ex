@@ -27,6 +27,9 @@ defmodule Snakepit.Native do
           named: boolean(),
           huge_pages: boolean(),
           peers_write: boolean(),
+          access_read_only: boolean(),
+          owner_read_only: boolean(),
+          label: binary() | nil,
           mode: non_neg_integer(),
           cleanup_policy: :automatic | :manual | :reference_counted,
           timeout: non_neg_integer() | nil,
@@ -46,8 +49,11 @@ defmodule Snakepit.Native do
           instance: binary(),
           size: pos_integer(),
           name: binary() | nil,
+          label: binary() | nil,
           mode: non_neg_integer(),
           peers_write: boolean(),
+          access_read_only: boolean(),
+          owner_read_only: boolean(),
           huge_pages: :no | :prefer | :require,
           reserve: boolean(),
           cleanup_policy: :automatic | :manual | :reference_counted,
@@ -144,6 +150,10 @@ defmodule Snakepit.Native do
           {:ok, header(), length :: non_neg_integer()} | failure()
   def header_read(_path), do: nif()
 
+  @doc "Whether a VM serves the named object: it holds a lock on it for as long."
+  @spec named_served(path :: binary()) :: boolean()
+  def named_served(_path), do: nif()
+
   @doc "Takes a named object out of service: unlinks it if `header_read/1` still finds the same `id` there."
   @spec named_unlink(path :: binary(), id :: binary()) :: :ok | failure()
   def named_unlink(_path, _id), do: nif()
@@ -174,6 +184,7 @@ defmodule Snakepit.Native do
   """
   @spec segment_seal_dirty(segment()) :: {:ok, %{copied: boolean(), zero_copy: boolean()}} | failure()
   def segment_seal_dirty(_segment), do: nif()
+  @doc "For small segments that were never exported nor named, which the kernel seals at once; else `:dirty_needed`."
   @spec segment_seal(segment()) :: {:ok, %{copied: boolean(), zero_copy: boolean()}} | failure()
   def segment_seal(_segment), do: nif()
 
@@ -208,9 +219,9 @@ defmodule Snakepit.Native do
   @spec segment_generation(segment()) :: {:ok, non_neg_integer()} | failure()
   def segment_generation(_segment), do: nif()
 
-  @doc "Milliseconds since 1970 of the last use."
-  @spec segment_last_access(segment()) :: integer()
-  def segment_last_access(_segment), do: nif()
+  @doc "Milliseconds since the last use, by a clock that nobody sets."
+  @spec segment_idle(segment()) :: non_neg_integer()
+  def segment_idle(_segment), do: nif()
 
   @doc "Counts as a use (attach, hold)."
   @spec segment_touch(segment()) :: :ok
@@ -219,6 +230,8 @@ defmodule Snakepit.Native do
   @doc "Gives up the memory: header says freed, descriptor closed, unmapped by the reaper. Views live on. Idempotent."
   @spec segment_close(segment(), unlink :: boolean()) :: :ok
   def segment_close(_segment, _unlink), do: nif()
+  @spec segment_close_dirty(segment(), unlink :: boolean()) :: :ok
+  def segment_close_dirty(_segment, _unlink), do: nif()
 
   @doc "Nobody reads it any more; the header says invalid."
   @spec segment_invalidate(segment(), reason :: binary()) :: :ok

@@ -62,6 +62,8 @@ defmodule Snakepit.SharedMemory do
   # A write or read that finds the region busy waits this long.
   @busy_timeout 5_000
   @chunk 65_536
+  # What the VM's timers take.
+  @longest_wait 4_294_967_295
   # A hundred years: what is longer is meant to be :infinity, and must still be a number for JSON.
   @longest_expiry 3_155_760_000_000
   # Processes are small and rows survive: a storm of crashes must not end the instance.
@@ -208,7 +210,7 @@ defmodule Snakepit.SharedMemory do
   def put(data, options \\ []) do
     with {:ok, size} <- data_size(data),
          {:ok, region} <- Allocation.allocate(size, options, :put),
-         do: fill_and_seal(region, fn -> Access.write(%{region | mode: :read_write}, 0, data, @busy_timeout) end)
+         do: fill_and_seal(region, data)
   end
 
   defp data_size(data) do
@@ -229,8 +231,8 @@ defmodule Snakepit.SharedMemory do
          {:ok, path} <- path_text(path),
          {:ok, offset, length} <- file_range(path, own),
          {:ok, region} <- Allocation.allocate(length, options, :from_file) do
-      fill = fn -> Access.fill(region, path, offset, length) end
-      if Keyword.get(own, :seal, true), do: fill_and_seal(region, fill), else: fill_only(region, fill)
+      file = {:file, path, offset, length}
+      if Keyword.get(own, :seal, true), do: fill_and_seal(region, file), else: fill_only(region, file)
     end
   end
 
@@ -273,17 +275,17 @@ defmodule Snakepit.SharedMemory do
   end
 
   # Nothing is left of a region that could not be filled.
-  defp fill_and_seal(region, fill) do
-    with :ok <- fill.(),
-         {:ok, sealed} <- Access.seal(%{region | mode: :read_write}) do
+  defp fill_and_seal(region, contents) do
+    with :ok <- Access.fill(region, contents),
+         {:ok, sealed} <- Access.seal_filled(region) do
       {:ok, sealed}
     else
       error -> discard(region, error)
     end
   end
 
-  defp fill_only(region, fill) do
-    case fill.() do
+  defp fill_only(region, contents) do
+    case Access.fill(region, contents) do
       :ok -> {:ok, region}
       error -> discard(region, error)
     end
@@ -323,7 +325,7 @@ defmodule Snakepit.SharedMemory do
 
   defp busy_timeout(options, operation) do
     case options do
-      [timeout: timeout] when timeout == :infinity or (is_integer(timeout) and timeout >= 0) -> {:ok, timeout}
+      [timeout: timeout] when timeout == :infinity or timeout in 0..@longest_wait -> {:ok, timeout}
       other -> invalid(operation, :timeout, "[timeout: milliseconds or :infinity]", other)
     end
   end
@@ -394,7 +396,7 @@ defmodule Snakepit.SharedMemory do
 
   def wait(%Region{} = region, generation, timeout)
       when is_integer(generation) and generation >= 0 and
-             (timeout == :infinity or (is_integer(timeout) and timeout >= 0)),
+             (timeout == :infinity or timeout in 0..@longest_wait),
       do: Access.wait(region, generation, timeout)
 
   def wait(%Region{}, generation, timeout),
@@ -496,6 +498,8 @@ defmodule Snakepit.SharedMemory do
   @spec open(String.t(), keyword()) :: result(Region.t())
   def open(name, options \\ []) do
     with {:ok, options} <- keyword_list(options, :open),
+         :ok <- only_instance(options, :open),
+         :ok <- is_name(name),
          {:ok, instance} <- Instance.fetch(Keyword.get(options, :instance, __MODULE__), :open),
          [{_, id}] <- :ets.lookup(instance.tables.names, name) do
       Manager.map_region(id)
@@ -504,6 +508,16 @@ defmodule Snakepit.SharedMemory do
       error -> error
     end
   end
+
+  defp only_instance(options, operation) do
+    case Keyword.keys(options) -- [:instance] do
+      [] -> :ok
+      [key | _] -> invalid(operation, key, ":instance, the one option there is", options[key])
+    end
+  end
+
+  defp is_name(name) when is_binary(name), do: :ok
+  defp is_name(other), do: invalid(:open, :name, "the text given as named:", other)
 
   # ── Keeping and giving up ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -529,7 +543,8 @@ defmodule Snakepit.SharedMemory do
   defp change_hold(other, _request, operation), do: bad_region(other, operation)
 
   @doc """
-  Makes another local process, or `:none`, the owner. Only the owner can, or anybody while there is none.
+  Makes another local process, or `:none`, the owner. Only the owner can; of a region that no process of this VM owns (`:none`,
+  or a peer that made it) anybody can.
   """
   @spec transfer(Region.t(), pid() | :none) :: :ok | {:error, Error.t()}
   def transfer(%Region{} = region, to) when to == :none or (is_pid(to) and node(to) == node()) do
@@ -567,12 +582,13 @@ defmodule Snakepit.SharedMemory do
   def stats(name \\ __MODULE__) do
     with {:ok, instance} <- Instance.fetch(name, :stats) do
       times = Stats.times(instance.stats)
+      {made, gone} = Stats.totals(instance.stats)
       {bytes, _charges} = Native.budget_usage(instance.budget)
 
       {:ok,
        %Stats{
-         total_allocations: times.allocate.count,
-         total_deallocations: times.free.count,
+         total_allocations: made,
+         total_deallocations: gone,
          active_regions: :ets.info(instance.tables.regions, :size),
          total_memory_allocated: bytes,
          references: :ets.info(instance.tables.holders, :size),

@@ -192,7 +192,8 @@ defmodule Snakepit.OsPeer do
   @doc "A connection with a session, named `name`. The session's id."
   def open(peer, path, name \\ "a") do
     call(peer, "connect", %{path: path, name: name})
-    hello(peer, name)["session"]
+    %{"ok" => true, "session" => session} = hello(peer, name)
+    session
   end
 
   def hello(peer, name \\ "a", session \\ nil),

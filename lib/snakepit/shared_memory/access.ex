@@ -9,31 +9,59 @@ defmodule Snakepit.SharedMemory.Access do
   @small 256 * 1024
   # Nobody announces that a reader has finished; who waits for one looks again this often.
   @poll 20
+  # A writer that is killed between its write and the announcement leaves this to the clock.
+  @look_again 1_000
+  @seal_timeout 5_000
 
   @spec write(Region.t(), non_neg_integer(), iodata(), timeout()) :: :ok | {:error, Error.t()}
   def write(region, offset, iodata, timeout) do
     with {:ok, vector, length} <- to_vector(region, iodata),
          {:ok, instance, segment} <- target(region, :write) do
       Telemetry.measure(instance, :write, region.id, length, fn ->
-        operation = if length <= @small, do: &Native.segment_write/3, else: &Native.segment_write_dirty/3
-
         with :ok <- check_range(region, offset, length, :write),
              :ok <- check_mode(instance, region, :write),
-             {:ok, _generation} <-
-               patiently(instance, region.id, timeout, :write, fn -> operation.(segment, offset, vector) end),
+             do: put(instance, region, segment, offset, vector, length, timeout)
+      end)
+    end
+  end
+
+  @doc "The first contents of a region that the caller has just made, whoever is to own it and write later."
+  @spec fill(Region.t(), iodata() | {:file, Path.t(), non_neg_integer(), pos_integer()}) :: :ok | {:error, Error.t()}
+  def fill(region, {:file, path, file_offset, length}) do
+    with {:ok, instance, segment} <- target(region, :write) do
+      Telemetry.measure(instance, :write, region.id, length, fn ->
+        with {:ok, _} <- or_error(Native.segment_fill_dirty(segment, path, file_offset, length), :from_file, region.id),
              do: Waiters.notify(instance, region.id)
       end)
     end
+  end
+
+  def fill(region, iodata) do
+    with {:ok, vector, length} <- to_vector(region, iodata),
+         {:ok, instance, segment} <- target(region, :write) do
+      Telemetry.measure(instance, :write, region.id, length, fn ->
+        put(instance, region, segment, 0, vector, length, :infinity)
+      end)
+    end
+  end
+
+  defp put(instance, region, segment, offset, vector, length, timeout) do
+    plain = fn -> Native.segment_write(segment, offset, vector) end
+    dirty = fn -> Native.segment_write_dirty(segment, offset, vector) end
+
+    with {:ok, _generation} <- patiently(instance, region, length, timeout, :write, plain, dirty),
+         do: Waiters.notify(instance, region.id)
   end
 
   @spec read(Region.t(), non_neg_integer(), non_neg_integer(), timeout()) :: {:ok, binary()} | {:error, Error.t()}
   def read(region, offset, length, timeout) do
     with {:ok, instance, segment} <- target(region, :read) do
       Telemetry.measure(instance, :read, region.id, length, fn ->
-        operation = if length <= @small, do: &Native.segment_read/3, else: &Native.segment_read_dirty/3
+        plain = fn -> Native.segment_read(segment, offset, length) end
+        dirty = fn -> Native.segment_read_dirty(segment, offset, length) end
 
         with :ok <- check_range(region, offset, length, :read),
-             do: patiently(instance, region.id, timeout, :read, fn -> operation.(segment, offset, length) end)
+             do: patiently(instance, region, length, timeout, :read, plain, dirty)
       end)
     end
   end
@@ -58,48 +86,57 @@ defmodule Snakepit.SharedMemory.Access do
 
   defp copy_of(segment, offset, length, id) do
     if Native.segment_info(segment).state == :sealed do
-      operation = if length <= @small, do: &Native.segment_read/3, else: &Native.segment_read_dirty/3
-      or_error(operation.(segment, offset, length), :view, id)
+      or_error(Native.segment_read_dirty(segment, offset, length), :view, id)
     else
       {:error, Error.new(:not_sealed, :view, id)}
     end
   end
 
-  @spec fill(Region.t(), Path.t(), non_neg_integer(), non_neg_integer()) :: :ok | {:error, Error.t()}
-  def fill(region, path, file_offset, length) do
-    with {:ok, instance, segment} <- target(region, :write) do
-      Telemetry.measure(instance, :write, region.id, length, fn ->
-        with {:ok, _} <- or_error(Native.segment_fill_dirty(segment, path, file_offset, length), :from_file, region.id),
-             do: Waiters.notify(instance, region.id)
-      end)
-    end
-  end
-
-  # The header, system calls and page tables of small regions are cheap enough for the scheduler.
   @spec seal(Region.t()) :: {:ok, Region.t()} | {:error, Error.t()}
   def seal(region) do
+    with {:ok, instance, _segment} <- target(region, :seal),
+         :ok <- check_mode(instance, region, :seal),
+         do: seal_filled(region)
+  end
+
+  @doc "As `seal/1`, by whoever has just made it."
+  @spec seal_filled(Region.t()) :: {:ok, Region.t()} | {:error, Error.t()}
+  def seal_filled(region) do
     with {:ok, instance, segment} <- target(region, :seal) do
       Telemetry.measure(instance, :seal, region.id, region.size, fn ->
-        operation = if region.size <= @small, do: &Native.segment_seal/1, else: &Native.segment_seal_dirty/1
+        outcome =
+          Waiters.until(instance, region.id, @seal_timeout, @poll, fn ->
+            with {:error, {:busy, details}} <- native_seal(region, segment) do
+              # A peer keeps its mapping for as long as it likes; a reader of this VM has soon finished.
+              case writers(instance, region.id) do
+                [] -> {:wait, details}
+                writers -> {:error, Error.new(:busy, :seal, region.id, Map.put(details, :writers, writers))}
+              end
+            end
+          end)
 
-        case with(:ok <- check_mode(instance, region, :seal), do: operation.(segment)) do
+        case outcome do
+          {:timeout, details} ->
+            {:error, Error.new(:busy, :seal, region.id, Map.put(details, :timeout, @seal_timeout))}
+
           {:ok, _how} ->
             Waiters.notify(instance, region.id)
             {:ok, %{region | sealed: true}}
 
-          {:error, {:busy, details}} ->
-            details = Map.put(details, :writers, writers(instance, region.id))
-            {:error, Error.new(:busy, :seal, region.id, details)}
-
-          {:error, %Error{}} = refused ->
-            refused
-
-          failure ->
-            Error.from_native(failure, :seal, region.id)
+          other ->
+            or_error(other, :seal, region.id)
         end
       end)
     end
   end
+
+  # A small region that nobody else has ever had is sealed in microseconds; otherwise the kernel may wait for pages that
+  # a peer has pinned.
+  defp native_seal(%{size: size, name: nil}, segment) when size <= @small do
+    with {:error, {:dirty_needed, _}} <- Native.segment_seal(segment), do: Native.segment_seal_dirty(segment)
+  end
+
+  defp native_seal(_region, segment), do: Native.segment_seal_dirty(segment)
 
   # Only peers' sessions can map it writable besides the VM.
   defp writers(instance, id) do
@@ -115,7 +152,7 @@ defmodule Snakepit.SharedMemory.Access do
   def wait(region, generation, timeout) do
     with {:ok, instance, segment} <- target(region, :wait) do
       result =
-        Waiters.until(instance, region.id, timeout, :infinity, fn ->
+        Waiters.until(instance, region.id, timeout, @look_again, fn ->
           case Native.segment_generation(segment) do
             {:ok, newer} when newer > generation -> {:ok, newer}
             {:ok, same} -> {:wait, same}
@@ -148,16 +185,21 @@ defmodule Snakepit.SharedMemory.Access do
     {:error, error}
   end
 
-  defp patiently(instance, id, timeout, operation, attempt) do
-    outcome =
-      Waiters.until(instance, id, timeout, @poll, fn ->
-        with {:error, {:busy, details}} <- attempt.(), do: {:wait, details}
-      end)
+  # Small and free at once: on this scheduler. Otherwise on a dirty one, where waiting in line for the lock is allowed
+  # (small writes would never find a gap between overlapping readers); named ones always, for a file may lie on a disk.
+  defp patiently(instance, region, length, timeout, operation, plain, dirty) do
+    first = if length <= @small and region.name == nil, do: plain, else: dirty
 
-    case outcome do
-      {:timeout, details} -> {:error, Error.new(:busy, operation, id, Map.put(details, :timeout, timeout))}
-      result -> or_error(result, operation, id)
+    with {:error, {:busy, _}} <- first.() do
+      outcome =
+        Waiters.until(instance, region.id, timeout, @poll, fn ->
+          with {:error, {:busy, details}} <- dirty.(), do: {:wait, details}
+        end)
+
+      with {:timeout, details} <- outcome,
+           do: {:error, Error.new(:busy, operation, region.id, Map.put(details, :timeout, timeout))}
     end
+    |> or_error(operation, region.id)
   end
 
   defp or_error({:error, {reason, details}} = failure, operation, id) when is_atom(reason) and is_map(details),

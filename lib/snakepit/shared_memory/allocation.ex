@@ -5,13 +5,17 @@ defmodule Snakepit.SharedMemory.Allocation do
   require Snakepit.SharedMemory.Fault
 
   alias Snakepit.Native
-  alias Snakepit.SharedMemory.{DType, Error, Fault, Instance, Manager, Platform, Region, Registry, Telemetry}
+  alias Snakepit.SharedMemory.{DType, Error, Fault, Instance, Manager, Platform, Region, Registry, Stats, Telemetry}
 
   @header 4096
   # Up to here the system calls and page faults of a segment take some tens of microseconds: no dirty scheduler.
   @small 256 * 1024
   # What the header page has room for.
   @metadata_limit 3072
+  # A hundred years.
+  @longest_timeout 3_155_760_000_000
+  # A frame that tells of it must still be JSON of bounded depth.
+  @metadata_depth 32
   # How long memory that is being unmapped is waited for before an allocation is refused.
   @closing_patience 1_000
 
@@ -75,7 +79,7 @@ defmodule Snakepit.SharedMemory.Allocation do
 
   # Memory that the reaper is about to give back is not a reason to refuse.
   defp reserve(instance, id, record, owner) do
-    bytes = bytes(instance, record.size)
+    bytes = bytes(instance, record)
 
     with {:error, %Error{reason: :memory_limit_exceeded, details: %{closing: closing}}} when closing > 0 <-
            Manager.reserve(instance, id, record, owner, bytes) do
@@ -84,7 +88,11 @@ defmodule Snakepit.SharedMemory.Allocation do
     end
   end
 
-  defp bytes(instance, size), do: div(@header + size + instance.page - 1, instance.page) * instance.page
+  # In whole pages, huge ones where they are asked for.
+  defp bytes(instance, %{size: size, huge_pages: huge}) do
+    page = if huge == :no, do: instance.page, else: max(Native.machine().huge_page_size, instance.page)
+    div(@header + size + page - 1, page) * page
+  end
 
   defp create(instance, id, record, charge, operation) do
     Fault.point(:create, instance.name)
@@ -98,19 +106,28 @@ defmodule Snakepit.SharedMemory.Allocation do
         # Undone by the Manager meanwhile, and the charge with it?
         undone? = Registry.fetch(instance, id) == :error
         Manager.abort(instance, id)
-        if undone?, do: owner_down(operation, id, record), else: Error.from_native(failure, operation, id)
+        if undone?, do: owner_down(operation, id, record), else: refused(failure, operation, id, record)
     end
   end
 
   defp commit(instance, id, record, segment, operation) do
     if Registry.commit(instance, id, segment) do
+      Stats.made(instance.stats)
       Fault.point(:committed, instance.name)
       {:ok, Registry.to_region(instance, id, record)}
     else
-      Native.segment_close(segment, record.name != nil)
+      close(segment, record)
       owner_down(operation, id, record)
     end
   end
+
+  @doc "Gives up a segment: a named one on a dirty scheduler, for a file may lie on a disk."
+  @spec close(Native.segment(), map()) :: :ok
+  def close(segment, %{name: nil}), do: Native.segment_close(segment, false)
+  def close(segment, _record), do: Native.segment_close_dirty(segment, true)
+
+  defp refused({:error, {reason, details}}, operation, id, record),
+    do: Error.from_native({:error, {reason, Map.put(details, :name, record.name)}}, operation, id)
 
   defp owner_down(operation, id, record), do: {:error, Error.new(:owner_down, operation, id, %{owner: record.owner})}
 
@@ -125,6 +142,9 @@ defmodule Snakepit.SharedMemory.Allocation do
       instance: instance.key,
       size: record.size,
       name: record.path,
+      label: record.name,
+      access_read_only: record.access_mode == :read_only,
+      owner_read_only: record.permissions.owner == :read_only,
       mode: mode_bits(record.permissions),
       peers_write: record.peers == :read_write,
       huge_pages: record.huge_pages,
@@ -247,8 +267,8 @@ defmodule Snakepit.SharedMemory.Allocation do
   defp check_timeout(options, _policy, config, operation) do
     case Map.get(options, :timeout, config.default_timeout) do
       :infinity -> {:ok, :infinity}
-      ms when is_integer(ms) and ms > 0 -> {:ok, ms}
-      other -> bad(operation, :timeout, "positive milliseconds or :infinity", other)
+      ms when ms in 1..@longest_timeout -> {:ok, ms}
+      other -> bad(operation, :timeout, "1 to #{@longest_timeout} milliseconds, or :infinity", other)
     end
   end
 
@@ -262,7 +282,7 @@ defmodule Snakepit.SharedMemory.Allocation do
   defp check_security(other, operation), do: bad(operation, :security_level, ":standard, :high or :maximum", other)
 
   defp check_permissions(given, name, operation) do
-    with true <- is_map(given) or (is_list(given) and Keyword.keyword?(given)),
+    with true <- (is_map(given) and not is_struct(given)) or (is_list(given) and Keyword.keyword?(given)),
          permissions = Map.merge(@default_permissions, Map.new(given)),
          3 <- map_size(permissions),
          true <- permissions.owner in [:read_write, :read_only],
@@ -288,6 +308,7 @@ defmodule Snakepit.SharedMemory.Allocation do
 
   defp check_metadata(metadata, operation) do
     with true <- is_map(metadata) and not is_struct(metadata),
+         true <- depth(metadata) <= @metadata_depth,
          {:ok, json} when byte_size(json) <= @metadata_limit <- Native.json_encode(metadata),
          {:ok, plain} <- Native.json_decode(json) do
       {:ok, plain, json}
@@ -296,9 +317,15 @@ defmodule Snakepit.SharedMemory.Allocation do
         bad(operation, :metadata, "at most #{@metadata_limit} bytes of JSON", "#{byte_size(json)} bytes")
 
       _ ->
-        bad(operation, :metadata, "a map of what JSON knows (strings, numbers, booleans, nil, lists, maps)", metadata)
+        bad(operation, :metadata, "a map of what JSON knows, at most #{@metadata_depth} levels deep", metadata)
     end
   end
+
+  defp depth(map) when is_map(map) and not is_struct(map), do: 1 + deepest(Map.values(map))
+  defp depth(list) when is_list(list), do: if(List.improper?(list), do: 0, else: 1 + deepest(list))
+  defp depth(_), do: 0
+
+  defp deepest(terms), do: terms |> Enum.map(&depth/1) |> Enum.max(fn -> 0 end)
 
   defp check_huge(%{huge_pages: value}, name, peers, _config, operation) do
     cond do

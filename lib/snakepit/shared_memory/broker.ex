@@ -24,6 +24,7 @@ defmodule Snakepit.SharedMemory.Broker do
     Manager,
     ReferenceCounter,
     Registry,
+    SecurityController,
     Telemetry,
     Waiters
   }
@@ -31,6 +32,7 @@ defmodule Snakepit.SharedMemory.Broker do
   # Out of descriptors: a new attempt costs nothing, but must not be a busy loop.
   @back_off 100
   @backlog 128
+  @a_turn 32
 
   @type session :: %{
           number: pos_integer(),
@@ -64,6 +66,14 @@ defmodule Snakepit.SharedMemory.Broker do
     :ok
   end
 
+  @doc false
+  # Time to see whether the socket is still there.
+  @spec look(Instance.t()) :: :ok
+  def look(instance) do
+    with pid when is_pid(pid) <- Process.whereis(Instance.child(instance, :broker)), do: send(pid, :look)
+    :ok
+  end
+
   @doc "The sessions of the peers, for the operator's eyes."
   @spec sessions(Instance.t()) :: [map()]
   def sessions(instance) do
@@ -85,12 +95,12 @@ defmodule Snakepit.SharedMemory.Broker do
   @impl true
   def init(instance) do
     Process.flag(:trap_exit, true)
-    state = %{instance: instance, listener: nil, monitors: %{}, pending: %{}, ended: %{}}
+    state = %{instance: instance, listener: nil, inode: nil, monitors: %{}, pending: %{}, ended: %{}}
 
     case listen(instance) do
       {:ok, listener} ->
         :ets.insert(instance.tables.house, {:has_listened, true})
-        {:ok, take_up_all(%{state | listener: listener}), {:continue, :accept}}
+        {:ok, take_up_all(%{state | listener: listener, inode: inode(instance)}), {:continue, :accept}}
 
       {:error, reason} ->
         # Once it has worked, it will again (descriptors come back); until then the sessions need their broker. A first start
@@ -103,6 +113,13 @@ defmodule Snakepit.SharedMemory.Broker do
   end
 
   defp path(%{tables: %{house: house}}), do: :ets.lookup_element(house, :socket, 2)
+
+  defp inode(instance) do
+    case File.lstat(path(instance)) do
+      {:ok, %{inode: inode, major_device: device}} -> {device, inode}
+      {:error, _} -> nil
+    end
+  end
 
   # The key's lock says that the path is ours: what lies there is left over.
   defp listen(instance) do
@@ -136,10 +153,10 @@ defmodule Snakepit.SharedMemory.Broker do
   def handle_continue(:accept, state), do: {:noreply, accept(state)}
 
   def handle_continue(:listen_again, state) do
-    case listen(state.instance) do
-      {:ok, listener} ->
-        {:noreply, accept(%{state | listener: listener})}
-
+    with :ok <- SecurityController.restore_place(state.instance),
+         {:ok, listener} <- listen(state.instance) do
+      {:noreply, accept(%{state | listener: listener, inode: inode(state.instance)})}
+    else
       {:error, _} ->
         Process.send_after(self(), :listen_again, @back_off)
         {:noreply, state}
@@ -147,6 +164,9 @@ defmodule Snakepit.SharedMemory.Broker do
   end
 
   @impl true
+  # Everything here can be done twice.
+  def handle_call({:again, request}, from, state), do: handle_call(request, from, state)
+
   def handle_call({:open, id, session}, {pid, _}, state) do
     session = Map.merge(session, %{number: System.unique_integer([:positive, :monotonic]) + 1, connection: pid})
     :ets.insert(state.instance.tables.sessions, {id, session})
@@ -175,6 +195,17 @@ defmodule Snakepit.SharedMemory.Broker do
   @impl true
   def handle_info({:"$socket", listener, :select, _}, %{listener: listener} = state), do: {:noreply, accept(state)}
   def handle_info(:accept, state), do: {:noreply, accept(state)}
+
+  # Is what lies at our path still our socket?
+  def handle_info(:look, %{listener: listener, inode: inode} = state) when listener != nil do
+    if inode(state.instance) == inode do
+      {:noreply, state}
+    else
+      :socket.close(listener)
+      {:noreply, %{state | listener: nil}, {:continue, :listen_again}}
+    end
+  end
+
   def handle_info(:listen_again, state), do: {:noreply, state, {:continue, :listen_again}}
 
   # The peer's process has ended, whatever its children do with the socket. Its connection goes first: what it was just
@@ -205,9 +236,9 @@ defmodule Snakepit.SharedMemory.Broker do
     end
   end
 
-  def handle_info({:give_up, id, tag}, state) do
+  def handle_info({:timeout, timer, {:give_up, id}}, state) do
     # Resumed at the last moment?
-    if match?(%{^id => {_, ^tag}}, state.pending), do: {:noreply, finish(state, id)}, else: {:noreply, state}
+    if match?(%{^id => ^timer}, state.pending), do: {:noreply, finish(state, id)}, else: {:noreply, state}
   end
 
   def handle_info({:EXIT, _, reason}, state), do: {:stop, reason, state}
@@ -222,11 +253,21 @@ defmodule Snakepit.SharedMemory.Broker do
 
   # ── Accepting ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-  defp accept(state) do
+  defp accept(state, turn \\ @a_turn)
+
+  # Peers that never stop connecting do not keep everything else waiting.
+  defp accept(state, 0) do
+    send(self(), :accept)
+    state
+  end
+
+  defp accept(%{listener: nil} = state, _turn), do: state
+
+  defp accept(state, turn) do
     case :socket.accept(state.listener, :nowait) do
       {:ok, socket} ->
         welcome(state.instance, socket)
-        accept(state)
+        accept(state, turn - 1)
 
       {:select, _info} ->
         state
@@ -237,7 +278,7 @@ defmodule Snakepit.SharedMemory.Broker do
 
       # The peer has gone already.
       {:error, reason} when reason in [:econnaborted, :eintr] ->
-        accept(state)
+        accept(state, turn - 1)
 
       {:error, reason} ->
         exit({:accept, reason})
@@ -312,9 +353,8 @@ defmodule Snakepit.SharedMemory.Broker do
 
   defp suspend(state, id) do
     announce(state, id, :pending)
-    tag = make_ref()
-    timer = Process.send_after(self(), {:give_up, id, tag}, state.instance.config.reconnect_grace)
-    %{state | pending: Map.put(state.pending, id, {timer, tag})}
+    timer = :erlang.start_timer(state.instance.config.reconnect_grace, self(), {:give_up, id})
+    %{state | pending: Map.put(state.pending, id, timer)}
   end
 
   # The row goes last: if we are killed in between, our successor does this again.
@@ -323,19 +363,25 @@ defmodule Snakepit.SharedMemory.Broker do
       holder = {:peer, id}
       for region <- Registry.held_by(instance, holder), do: abandon_write(instance, region, session)
       Fault.point(:session_ending, instance.name)
-      ReferenceCounter.drop_holder(instance, holder)
-      Manager.owner_gone(instance, holder)
-      :ets.select_delete(instance.tables.grants, [{{{id, :_}, :_}, [], [true]}])
-      :ets.delete(instance.tables.sessions, id)
-      Native.peer_watch_close(session.watch)
-      announce(state, id, :end)
-    end
 
-    cancel(%{state | ended: Map.delete(state.ended, id)}, id)
+      with :ok <- ReferenceCounter.drop_holder(instance, holder),
+           :ok <- Manager.owner_gone(instance, holder) do
+        :ets.select_delete(instance.tables.grants, [{{{id, :_}, :_}, [], [true]}])
+        :ets.delete(instance.tables.sessions, id)
+        Native.peer_watch_close(session.watch)
+        announce(state, id, :end)
+        cancel(%{state | ended: Map.delete(state.ended, id)}, id)
+      else
+        # They are being restarted, and that takes long.
+        {:error, _} -> suspend(state, id)
+      end
+    else
+      [] -> cancel(%{state | ended: Map.delete(state.ended, id)}, id)
+    end
   end
 
   defp cancel(state, id) do
-    with {:ok, {timer, _tag}} <- Map.fetch(state.pending, id), do: Process.cancel_timer(timer)
+    with {:ok, timer} <- Map.fetch(state.pending, id), do: Process.cancel_timer(timer)
     %{state | pending: Map.delete(state.pending, id)}
   end
 

@@ -29,8 +29,12 @@ defmodule Snakepit.SharedMemory.Call do
     :exit, {:timeout, _} -> failure(:timeout, operation, %{timeout: @timeout})
     :exit, {:noproc, _} -> again(instance, server, request, operation, attempts, deadline)
     :exit, {{:nodedown, node}, _} -> failure(:remote_region, operation, %{node: node})
-    :exit, _ -> again(instance, server, request, operation, attempts - 1, deadline)
+    # It may have been done, and only the answer lost: said so, for requests to which that makes a difference.
+    :exit, _ -> again(instance, server, mark(request), operation, attempts - 1, deadline)
   end
+
+  defp mark({:again, _} = request), do: request
+  defp mark(request), do: {:again, request}
 
   defp again(instance, server, request, operation, attempts, deadline) do
     if attempts > 0 and running?(instance, server) and System.monotonic_time(:millisecond) < deadline do

@@ -58,6 +58,7 @@ defmodule Snakepit.SharedMemory.Config do
           health_check_interval: pos_integer() | :infinity,
           max_connections: pos_integer(),
           socket_dir: String.t(),
+          socket_dir_auto: boolean(),
           security_level: :standard,
           encryption_enabled: boolean(),
           audit_access: boolean(),
@@ -127,6 +128,7 @@ defmodule Snakepit.SharedMemory.Config do
     config
     |> Map.merge(%{use_hugepages: linux.use_hugepages, shm_path: linux.shm_path})
     |> Map.update!(:max_mappings, &if(&1 == :auto, do: default_mappings(), else: &1))
+    |> Map.put(:socket_dir_auto, config.socket_dir == :auto)
     |> Map.update!(:socket_dir, &if(&1 == :auto, do: default_socket_dir(), else: &1))
   end
 

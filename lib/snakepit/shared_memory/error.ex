@@ -154,7 +154,7 @@ defmodule Snakepit.SharedMemory.Error do
   defp explain(:invalid_option, d),
     do:
       {"option #{inspect(d[:key])}: expected #{d[:expected]}, got #{show(d[:got])}",
-       "Correct #{inspect(d[:key])}; the options are listed at Snakepit.SharedMemory.allocate/2."}
+       "Correct #{inspect(d[:key])}; the documentation of the function lists its options."}
 
   defp explain(:invalid_argument, d),
     do: {"#{d[:key] || "argument"}: expected #{d[:expected]}, got #{show(d[:got])}", "Correct the argument."}
@@ -265,7 +265,8 @@ defmodule Snakepit.SharedMemory.Error do
   defp explain(:busy, d),
     do:
       {"somebody else is using it: #{busy(d)}",
-       "Wait until they have finished, or pass a longer timeout: (it was #{inspect(d[:timeout])} ms)."}
+       "Wait until they have finished" <>
+         if(d[:timeout], do: ", or pass a longer timeout: (it was #{inspect(d[:timeout])} ms).", else: " and try again.")}
 
   defp explain(:timeout, d),
     do: {"nothing happened within #{inspect(d[:timeout])} ms", "Pass a longer timeout, or :infinity."}
@@ -289,7 +290,9 @@ defmodule Snakepit.SharedMemory.Error do
   defp explain(:not_found, d), do: {"#{d[:path] || d[:name]} is not there", "Check the name."}
 
   defp explain(:not_owner, d),
-    do: {"only the owner #{inspect(d[:owner])} may do that", "Call it from the owner, or transfer/2 the region first."}
+    do:
+      {"only the owner#{if is_pid(d[:owner]), do: " " <> inspect(d[:owner])} may do that",
+       "Call it from the owner, or transfer/2 the region first."}
 
   defp explain(:not_writer, _), do: {"this session is not the writer", "Begin writing first."}
   defp explain(:not_held, _), do: {"this session does not hold the region", "Attach it first."}
@@ -367,11 +370,15 @@ defmodule Snakepit.SharedMemory.Error do
     if String.length(text) > 200, do: String.slice(text, 0, 200) <> "...", else: text
   end
 
-  defp busy(%{writers: [_ | _] = writers}), do: "#{Enum.map_join(writers, ", ", &inspect/1)} may still write"
+  defp busy(%{writers: [_ | _] = writers}), do: "#{Enum.map_join(writers, ", ", &writer/1)} may still write"
   defp busy(%{writer: 0}), do: "readers"
   defp busy(%{writer: 1}), do: "another process of this VM writes"
   defp busy(%{writer: n}), do: "the peer session #{n} writes"
   defp busy(d), do: inspect(d)
+
+  # Not the session: whoever reads this may be another peer.
+  defp writer(%{name: name, os_pid: os_pid}), do: "#{name} (process #{os_pid})"
+  defp writer(_gone), do: "a peer"
 
   defp sum(a, b) when is_integer(a) and is_integer(b), do: a + b
   defp sum(a, b), do: "#{inspect(a)} + #{inspect(b)}"

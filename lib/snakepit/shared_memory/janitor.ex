@@ -5,7 +5,7 @@ defmodule Snakepit.SharedMemory.Janitor do
   At the start and at each `cleanup_interval` it looks at the objects under `shm_path` that have our prefix, reads their
   headers with `pread`, and decides by owner and policy:
 
-  | owner (boot id, pid namespace, pid, start time) | `:manual` | other policies |
+  | maker (boot id, pid namespace, pid, start time) | `:manual` | other policies |
   |---|---|---|
   | this VM, an instance that has ended | adopted | removed |
   | ended, same pid namespace | adopted | removed |
@@ -14,8 +14,10 @@ defmodule Snakepit.SharedMemory.Janitor do
   | alive | kept | kept |
   | another pid namespace of this boot | kept | kept |
 
-  Objects of another instance name, and damaged ones, are kept and reported. Adopted regions have no owner; only the VM that
-  holds the instance's key adopts, so no two do.
+  Whoever serves an object holds a lock on it: what is locked is kept, whoever made it, so no two VMs serve one. Objects
+  of another instance name, copies and renamed ones, and damaged ones, are kept and reported; what was being freed is removed.
+  Adopted regions have no owner. One that was being written when its VM died is adopted as `:invalid`: it can be freed, and
+  nobody reads it.
   """
 
   use GenServer
@@ -25,6 +27,7 @@ defmodule Snakepit.SharedMemory.Janitor do
   alias Snakepit.Native
 
   alias Snakepit.SharedMemory.{
+    Broker,
     Error,
     Instance,
     Manager,
@@ -34,6 +37,7 @@ defmodule Snakepit.SharedMemory.Janitor do
   }
 
   @prefix "snakepit_"
+  @most_objects 10_000
   # Above this share of a limit the health check warns.
   @near 0.9
 
@@ -55,11 +59,19 @@ defmodule Snakepit.SharedMemory.Janitor do
   """
   @spec cleanup_regions(map() | keyword()) :: {:ok, report()} | {:error, Error.t()}
   def cleanup_regions(options \\ %{}) do
-    options = if is_list(options), do: Map.new(options), else: options
-
-    with :ok <- check_options(options),
+    with {:ok, options} <- to_map(options),
+         :ok <- check_options(options),
          {:ok, instance} <- Instance.fetch(Map.get(options, :instance, Instance.default()), :cleanup),
          do: clean(instance, Map.get(options, :dry_run, false), Map.get(options, :damaged, false))
+  end
+
+  defp to_map(options) do
+    if (is_map(options) and not is_struct(options)) or (is_list(options) and Keyword.keyword?(options)) do
+      {:ok, Map.new(options)}
+    else
+      details = %{key: :options, expected: "a map or keyword list", got: options}
+      {:error, Error.new(:invalid_option, :cleanup, nil, details)}
+    end
   end
 
   defp check_options(options) do
@@ -115,6 +127,7 @@ defmodule Snakepit.SharedMemory.Janitor do
       {:error, _} -> :ok
     end
 
+    if instance.config.broker, do: Broker.look(instance)
     schedule(:tidy, instance.config.cleanup_interval)
     look_for_telemetry(instance)
   end
@@ -160,7 +173,11 @@ defmodule Snakepit.SharedMemory.Janitor do
   def scan(directory) do
     case File.ls(directory) do
       {:ok, files} ->
-        for @prefix <> name = file <- Enum.sort(files), do: inspect_object(name, Path.join(directory, file))
+        # More than anybody has regions would be somebody else's doing, in a directory that is open to all.
+        for(@prefix <> name = file <- files, do: {name, file})
+        |> Enum.sort()
+        |> Enum.take(@most_objects)
+        |> Enum.map(fn {name, file} -> inspect_object(name, Path.join(directory, file)) end)
 
       {:error, _} ->
         []
@@ -169,8 +186,15 @@ defmodule Snakepit.SharedMemory.Janitor do
 
   defp inspect_object(name, path) do
     case Native.header_read(path) do
-      {:ok, header, _length} -> %{name: name, path: path, header: header, error: nil}
-      {:error, {reason, details}} -> %{name: name, path: path, header: nil, error: {reason, details}}
+      {:ok, header, _length} ->
+        with {:ok, metadata} when is_map(metadata) <- Native.json_decode(header.metadata) do
+          %{name: name, path: path, header: Map.put(header, :metadata_map, metadata), error: nil}
+        else
+          _ -> %{name: name, path: path, header: nil, error: {:corrupted, %{field: :metadata}}}
+        end
+
+      {:error, {reason, details}} ->
+        %{name: name, path: path, header: nil, error: {reason, details}}
     end
   end
 
@@ -224,17 +248,25 @@ defmodule Snakepit.SharedMemory.Janitor do
     if damaged? and removable?(object), do: :remove_damaged, else: {:keep, reason(object.error)}
   end
 
-  defp decide(%{key: key} = instance, %{header: %{instance: key, named: true} = header}, _damaged?) do
-    case {life(header.identity), header.cleanup_policy} do
-      {:alive, _} -> {:keep, :alive}
-      {:other_namespace, _} -> {:keep, :other_namespace}
-      {_, :manual} -> if(adopts?(instance), do: :adopt, else: {:keep, :not_ours_to_adopt})
-      {:earlier_boot_elsewhere, _} -> {:keep, :other_namespace}
-      {:dead, _} -> :remove
+  defp decide(%{key: key} = instance, %{name: name, path: path, header: %{instance: key, named: true} = header}, _) do
+    cond do
+      # Copied or renamed by hand: not ours to touch, and its id may be in service.
+      header.label != name or :ets.member(instance.tables.regions, header.id) -> {:keep, :copy}
+      not match?({:ok, %{key: ^key}}, Instance.of_id(header.id)) -> {:keep, :damaged}
+      Native.named_served(path) -> {:keep, :in_use}
+      true -> decide_by_life(life(header.identity), header)
     end
   end
 
   defp decide(_instance, _object, _damaged?), do: {:keep, :other_instance}
+
+  defp decide_by_life(:alive, _header), do: {:keep, :alive}
+  defp decide_by_life(:other_namespace, _header), do: {:keep, :other_namespace}
+  # Its VM was killed between "freed" and the removal.
+  defp decide_by_life(:dead, %{state: :freed}), do: :remove
+  defp decide_by_life(_dead, %{cleanup_policy: :manual}), do: :adopt
+  defp decide_by_life(:earlier_boot_elsewhere, _header), do: {:keep, :other_namespace}
+  defp decide_by_life(:dead, _header), do: :remove
 
   defp reason({reason, _}), do: reason
 
@@ -248,14 +280,6 @@ defmodule Snakepit.SharedMemory.Janitor do
   end
 
   def removable?(_object), do: false
-
-  # Whoever has the instance's key under its plain name.
-  defp adopts?(%{config: %{broker: false}}), do: true
-
-  defp adopts?(instance) do
-    plain = Path.join(instance.config.socket_dir, instance.key <> ".key")
-    match?([{:lock, _, ^plain}], :ets.lookup(instance.tables.house, :lock))
-  end
 
   @doc false
   # What has become of the process that made an object.
@@ -278,13 +302,18 @@ defmodule Snakepit.SharedMemory.Janitor do
 
     with {:ok, charge} <- Native.charge(instance.budget, bytes, instance.config.max_total_memory) do
       case Native.segment_open_dirty(charge, path, instance.config.descriptor_reserve) do
-        {:ok, segment, header} ->
-          row = {header.id, :live, segment, :none, self(), nil, record(object.name, path, header)}
+        {:ok, segment, %{id: id}} when id == header.id ->
+          row = {id, :live, segment, :none, self(), nil, record(object.name, path, header)}
 
           with {:error, _} = error <- Manager.adopt(instance, row) do
             Native.segment_close(segment, false)
             error
           end
+
+        # Replaced since it was looked at.
+        {:ok, segment, _other} ->
+          Native.segment_close(segment, false)
+          {:error, Error.new(:corrupted, :adopt, header.id, %{field: :id})}
 
         failure ->
           Native.charge_release(charge)
@@ -296,8 +325,6 @@ defmodule Snakepit.SharedMemory.Janitor do
   end
 
   defp record(name, path, header) do
-    {:ok, metadata} = Native.json_decode(header.metadata)
-
     %{
       size: header.size,
       name: name,
@@ -307,11 +334,11 @@ defmodule Snakepit.SharedMemory.Janitor do
       owner: :none,
       cleanup_policy: header.cleanup_policy,
       timeout: header.timeout || :infinity,
-      access_mode: :read_write,
+      access_mode: if(header.access_read_only, do: :read_only, else: :read_write),
       peers: if(header.peers_write, do: :read_write, else: :read_only),
-      permissions: permissions(header.mode),
+      permissions: permissions(header),
       security_level: :standard,
-      metadata: metadata,
+      metadata: header.metadata_map,
       metadata_json: header.metadata,
       huge_pages: :no,
       reserve: true,
@@ -319,7 +346,10 @@ defmodule Snakepit.SharedMemory.Janitor do
     }
   end
 
-  defp permissions(mode), do: %{owner: :read_write, group: right(Bitwise.bsr(mode, 3)), other: right(mode)}
+  defp permissions(%{mode: mode, owner_read_only: read_only?}) do
+    owner = if read_only?, do: :read_only, else: :read_write
+    %{owner: owner, group: right(Bitwise.bsr(mode, 3)), other: right(mode)}
+  end
 
   defp right(bits) do
     case Bitwise.band(bits, 0o6) do

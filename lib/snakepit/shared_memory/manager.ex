@@ -27,6 +27,7 @@ defmodule Snakepit.SharedMemory.Manager do
     ReferenceCounter,
     Region,
     Registry,
+    Stats,
     Telemetry,
     Waiters
   }
@@ -231,7 +232,7 @@ defmodule Snakepit.SharedMemory.Manager do
   def reserve(instance, id, record, owner, bytes) do
     with {:error, error} <- Call.call(instance, :manager, {:reserve, self(), id, record, owner, bytes}, :allocate) do
       # The answer may have been lost, not the row.
-      if error.reason == :timeout, do: abort(instance, id)
+      abort(instance, id)
       {:error, error}
     end
   end
@@ -305,6 +306,23 @@ defmodule Snakepit.SharedMemory.Manager do
   defp known_session?(state, session), do: :ets.member(state.instance.tables.sessions, session)
 
   @impl true
+  # Asked again after a crash: the first time may have done it.
+  def handle_call({:again, {:free, id} = request}, from, state) do
+    if :ets.member(state.instance.tables.regions, id), do: handle_call(request, from, state), else: {:reply, :ok, state}
+  end
+
+  # Done, but perhaps not to the end.
+  def handle_call({:again, {:transfer, id, from, to} = request}, caller, state) do
+    with {:ok, {_, :live, _, ^to, _, _, _} = row} <- Registry.fetch(state.instance, id) do
+      move_reference(state, row, from, to)
+      {:reply, :ok, state}
+    else
+      _ -> handle_call(request, caller, state)
+    end
+  end
+
+  def handle_call({:again, request}, from, state), do: handle_call(request, from, state)
+
   def handle_call({:reserve, caller, id, record, owner, bytes}, _from, state) do
     Fault.point(:reserve, state.instance.name)
 
@@ -355,11 +373,13 @@ defmodule Snakepit.SharedMemory.Manager do
     tables = state.instance.tables
 
     with :ok <- check_count(state),
-         true <- :ets.insert_new(tables.names, {record.name, id}) do
+         # A copy of what is in service has its id too.
+         false <- :ets.member(tables.regions, id) or :ets.member(tables.names, record.name) do
       :ets.insert(tables.regions, row)
+      :ets.insert(tables.names, {record.name, id})
       {:reply, :ok, %{state | count: state.count + 1}}
     else
-      false -> {:reply, {:error, Error.new(:exists, :adopt, id, %{name: record.name})}, state}
+      true -> {:reply, {:error, Error.new(:exists, :adopt, id, %{name: record.name})}, state}
       {:error, error} -> {:reply, {:error, error}, state}
     end
   end
@@ -371,7 +391,7 @@ defmodule Snakepit.SharedMemory.Manager do
   def handle_call(:sweep, _from, state) do
     {gone, state} =
       Enum.reduce(Registry.rows(state.instance), {[], state}, fn row, {gone, state} ->
-        case fate(state, row) do
+        case fate(state, with_known_owner(state, row)) do
           {:free, cause} -> {[elem(row, 0) | gone], reclaim(state, row, cause)}
           :keep -> {gone, state}
         end
@@ -379,6 +399,13 @@ defmodule Snakepit.SharedMemory.Manager do
 
     {:reply, {:ok, Enum.reverse(gone)}, state}
   end
+
+  # A session that ended while nobody could be told.
+  defp with_known_owner(state, {_, :live, _, {:peer, session}, _, _, _} = row) do
+    if known_session?(state, session), do: row, else: put_elem(row, 3, :dead)
+  end
+
+  defp with_known_owner(_state, row), do: row
 
   @impl true
   def handle_cast({:evaluate, id}, state), do: {:noreply, judge(state, id)}
@@ -433,8 +460,8 @@ defmodule Snakepit.SharedMemory.Manager do
   # A reference-counted region starts with one: its owner's, or where it has none its maker's.
   defp first_reference(instance, id, owner, caller) do
     holder = if owner == :none, do: caller, else: owner
-    Registry.put_holder(instance, id, holder)
     ReferenceCounter.watch(instance, holder)
+    Registry.put_holder(instance, id, holder)
   end
 
   # ── Limits ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -513,7 +540,7 @@ defmodule Snakepit.SharedMemory.Manager do
   defp grace(_owner), do: :keep
 
   defp expired?(_segment, :infinity), do: false
-  defp expired?(segment, timeout), do: System.system_time(:millisecond) - Native.segment_last_access(segment) >= timeout
+  defp expired?(segment, timeout), do: Native.segment_idle(segment) >= timeout
 
   defp judge(state, id) do
     with {:ok, row} <- Registry.fetch(state.instance, id),
@@ -560,11 +587,18 @@ defmodule Snakepit.SharedMemory.Manager do
   # The memory first, the row last: killed in between, this is done again. Closing hands large memory to the reaper.
   defp close(state, {id, _, segment, owner, _caller, charge, record}) do
     tables = state.instance.tables
-    if segment, do: Native.segment_close(segment, record.name != nil)
+    if segment, do: Allocation.close(segment, record)
     if charge, do: Native.charge_release(charge)
     if record.name, do: :ets.delete_object(tables.names, {record.name, id})
     Fault.point(:closed, state.instance.name)
-    :ets.delete(tables.regions, id)
+
+    # Its maker may have completed the row while we looked at it.
+    case :ets.take(tables.regions, id) do
+      [{_, :live, late, _, _, _, _}] when segment == nil -> Allocation.close(late, record)
+      _ -> :ok
+    end
+
+    Stats.gone(state.instance.stats)
     # A reference that is just being added is seen here, or sees that the row is gone.
     if Registry.held?(state.instance, id), do: ReferenceCounter.forget(state.instance, id)
     Waiters.notify(state.instance, id)

@@ -11,6 +11,7 @@ defmodule Snakepit.SharedMemory.Orphans do
   @type object :: %{
           name: String.t(),
           path: String.t(),
+          id: String.t() | nil,
           state: state(),
           size: non_neg_integer() | nil,
           instance: String.t() | nil,
@@ -22,7 +23,7 @@ defmodule Snakepit.SharedMemory.Orphans do
   @spec list(String.t() | nil) :: {:ok, [object()]} | {:error, Error.t()}
   def list(directory \\ nil) do
     with {:ok, config} <- configuration() do
-      {:ok, (directory || config.shm_path) |> Janitor.scan() |> Enum.map(&describe(&1, config))}
+      {:ok, (directory || config.shm_path) |> Janitor.scan() |> Enum.map(&describe/1)}
     end
   end
 
@@ -68,7 +69,7 @@ defmodule Snakepit.SharedMemory.Orphans do
     end
   end
 
-  defp describe(%{header: nil} = object, _config) do
+  defp describe(%{header: nil} = object) do
     state = if Janitor.removable?(object), do: :damaged, else: :unreadable
 
     %{
@@ -83,12 +84,12 @@ defmodule Snakepit.SharedMemory.Orphans do
     }
   end
 
-  defp describe(%{header: header} = object, config) do
+  defp describe(%{header: header} = object) do
     %{
       name: object.name,
       path: object.path,
       id: header.id,
-      state: state(header, config),
+      state: state(object.path, header),
       size: header.size,
       instance: header.instance,
       policy: header.cleanup_policy,
@@ -96,31 +97,14 @@ defmodule Snakepit.SharedMemory.Orphans do
     }
   end
 
-  defp state(header, config) do
-    case Janitor.life(header.identity) do
-      :alive -> :in_use
-      life when life in [:other_namespace, :earlier_boot_elsewhere] -> :other_namespace
-      # Perhaps a VM that lives has adopted it.
-      :dead -> if served?(header.instance, config), do: :in_use, else: unused(header.cleanup_policy)
-    end
+  defp state(path, header) do
+    life = Janitor.life(header.identity)
+    # Whoever serves it holds a lock on it, whoever made it.
+    if life == :alive or Native.named_served(path), do: :in_use, else: unused(life, header)
   end
 
-  defp unused(:manual), do: :kept_by_policy
-  defp unused(_policy), do: :orphan
-
-  # Whoever serves an instance holds the lock on its key.
-  defp served?(instance, config) do
-    path = Path.join(config.socket_dir, instance <> ".key")
-
-    if File.exists?(path) do
-      case Native.lock_file(path) do
-        {:ok, descriptor, _} ->
-          Native.descriptor_close(descriptor)
-          false
-
-        {:error, _} ->
-          true
-      end
-    end
-  end
+  defp unused(life, _header) when life in [:other_namespace, :earlier_boot_elsewhere], do: :other_namespace
+  defp unused(:dead, %{state: :freed}), do: :orphan
+  defp unused(:dead, %{cleanup_policy: :manual}), do: :kept_by_policy
+  defp unused(:dead, _header), do: :orphan
 end

@@ -58,6 +58,10 @@ defmodule Snakepit.SharedMemory.Platform do
       with {:error, {reason, details}} <- implementation.get_info(handle),
            do: Error.from_native({:error, {reason, details}}, :get_info, nil)
     end
+  rescue
+    ArgumentError ->
+      details = %{key: :platform_handle, expected: "what allocate/3 gave", got: handle}
+      {:error, Error.new(:invalid_argument, :get_info, nil, details)}
   end
 
   @doc false

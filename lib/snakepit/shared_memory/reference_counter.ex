@@ -45,6 +45,7 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
   defp change(operation, region_id, holder) do
     with :ok <- check_holder(operation, holder),
          {:ok, instance, _} <- Registry.locate(region_id, operation),
+         :ok <- check_session(operation, instance, holder),
          do: Call.call(instance, :reference_counter, {operation, region_id, holder}, operation)
   end
 
@@ -55,6 +56,14 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
     details = %{key: :holder, expected: "a pid or a reference", got: other}
     {:error, Error.new(:invalid_argument, operation, nil, details)}
   end
+
+  defp check_session(:increment, instance, {:peer, session}) do
+    if :ets.member(instance.tables.sessions, session),
+      do: :ok,
+      else: {:error, Error.new(:unknown_session, :increment)}
+  end
+
+  defp check_session(_operation, _instance, _holder), do: :ok
 
   # ── For the modules of the instance ───────────────────────────────────────────────────────────────────────────
 
@@ -70,9 +79,9 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
   @doc false
   @spec move(Instance.t(), region_id(), process_ref(), process_ref()) :: :ok
   def move(instance, id, from, to) do
+    watch(instance, to)
     Registry.put_holder(instance, id, to)
     Registry.delete_holder(instance, id, from)
-    watch(instance, to)
   end
 
   @doc false
@@ -99,18 +108,15 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
     :ok = :net_kernel.monitor_nodes(true, node_type: :all)
     state = sweep_rows(%{instance: instance, monitors: %{}, lost: %{}})
 
-    state =
-      instance.tables.holders
-      |> :ets.select([{{{:_, :"$1"}}, [], [:"$1"]}])
-      |> Enum.uniq()
-      |> Enum.reduce(state, &monitor(&2, &1))
-
     # A row that went just before the crash may have been the last of its region.
     for id <- Registry.ids(instance), do: Manager.evaluate(instance, id)
     {:ok, state}
   end
 
   @impl true
+  # Everything here can be done twice.
+  def handle_call({:again, request}, from, state), do: handle_call(request, from, state)
+
   def handle_call({:increment, id, holder}, _from, state) do
     Fault.point(:increment, state.instance.name)
 
@@ -210,7 +216,11 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
         not :ets.member(tables.holders, {id, holder}),
         do: :ets.delete(tables.held, {holder, id})
 
-    state
+    # Whoever has a row is watched, whatever came between the row and us.
+    tables.holders
+    |> :ets.select([{{{:_, :"$1"}}, [], [:"$1"]}])
+    |> Enum.uniq()
+    |> Enum.reduce(state, &monitor(&2, &1))
   end
 
   defp gone?(tables, id, {:peer, session}),

@@ -12,6 +12,8 @@ defmodule Snakepit.SharedMemory.SecurityController do
 
   use GenServer
 
+  require Logger
+
   alias Snakepit.Native
   alias Snakepit.SharedMemory.{Allocation, Call, Error, Handle, Instance, Registry}
 
@@ -31,6 +33,11 @@ defmodule Snakepit.SharedMemory.SecurityController do
   @doc "Whether the request is granted, and with which mode; the region it is for."
   @spec authorize(Instance.t(), request()) :: {:ok, mode(), Registry.row()} | {:error, Error.t()}
   def authorize(instance, request), do: Call.call(instance, :security_controller, {:authorize, request}, :attach)
+
+  @doc false
+  # Sees to it that the directory, the lock and the socket's path are (again) ours.
+  @spec restore_place(Instance.t()) :: :ok | {:error, Error.t()}
+  def restore_place(instance), do: Call.call(instance, :security_controller, :restore_place, :start)
 
   @doc "Signs a handle."
   @spec sign(Instance.t(), String.t(), mode(), non_neg_integer() | nil) :: {:ok, String.t()} | {:error, Error.t()}
@@ -99,6 +106,10 @@ defmodule Snakepit.SharedMemory.SecurityController do
   end
 
   @impl true
+  def handle_call({:again, request}, from, state), do: handle_call(request, from, state)
+
+  def handle_call(:restore_place, _from, state), do: {:reply, restore(state), state}
+
   def handle_call({:sign, id, mode, expires}, _from, state),
     do: {:reply, {:ok, token(state.key, id, mode, expires)}, state}
 
@@ -111,12 +122,14 @@ defmodule Snakepit.SharedMemory.SecurityController do
       for {_, :live, segment, _, _, _, %{name: name} = record} <- Registry.rows(instance), name, do: {segment, record}
 
     {kept, going} = Enum.split_with(named, fn {_, record} -> record.cleanup_policy == :manual end)
-    for {segment, _} <- going, do: Native.segment_close(segment, true)
+    for {segment, _} <- going, do: Native.segment_close_dirty(segment, true)
 
-    with [{:lock, descriptor, path}] <- :ets.lookup(tables.house, :lock) do
+    with [{:lock, descriptor, path, _inode}] <- :ets.lookup(tables.house, :lock) do
       if kept == [], do: File.rm(path)
       Native.descriptor_close(descriptor)
     end
+
+    for {:directory, directory} <- :ets.lookup(tables.house, :directory), do: File.rmdir(directory)
 
     Instance.erase(instance)
   end
@@ -174,36 +187,77 @@ defmodule Snakepit.SharedMemory.SecurityController do
         {:ok, key}
 
       [] ->
-        directory = instance.config.socket_dir
-
-        # The longest name that it may get is looked at first: what is refused leaves nothing.
-        with :ok <- short_enough(Path.join(directory, instance.key <> "-" <> System.pid() <> ".sock")),
-             :ok <- private_directory(directory),
-             {:ok, descriptor, contents, base} <- lock(directory, instance.key),
-             socket = base <> ".sock",
+        with {:ok, descriptor, contents, base} <- place(instance),
              {:ok, key} <- contents_or_new(descriptor, contents) do
-          :ets.insert(house, [{:lock, descriptor, base <> ".key"}, {:socket, socket}, {:key, key}])
+          :ets.insert(house, [{:key, key} | names(descriptor, base)])
           {:ok, key}
         end
     end
   end
 
-  defp lock(directory, key) do
+  # The directory, and in it the lock that makes the names ours.
+  defp place(%{config: config} = instance) do
+    case lock_in(config.socket_dir, instance.key) do
+      # Somebody else was there first: nobody keeps a VM from starting by making a directory.
+      {:error, %Error{reason: :foreign_user} = error} when config.socket_dir_auto ->
+        directory = "#{config.socket_dir}-#{Base.encode16(:crypto.strong_rand_bytes(8), case: :lower)}"
+        Logger.warning("#{inspect(instance.name)} uses #{directory}: #{Exception.message(error)}")
+        :ets.insert(instance.tables.house, {:directory, directory})
+        lock_in(directory, instance.key)
+
+      other ->
+        other
+    end
+  end
+
+  # A second VM of the same user and instance name gets names of its own.
+  defp lock_in(directory, key) do
     base = Path.join(directory, key)
 
+    with :ok <- short_enough(base),
+         :ok <- private_directory(directory),
+         {:error, %Error{reason: :locked}} <- lock(base) do
+      own = base <> "-" <> System.pid()
+      with :ok <- short_enough(own), do: lock(own)
+    end
+  end
+
+  defp lock(base) do
     case Native.lock_file(base <> ".key") do
       {:ok, descriptor, contents} -> {:ok, descriptor, contents, base}
-      {:error, {:locked, _}} -> lock_own(base <> "-" <> System.pid())
       failure -> Error.from_native(failure, :start, nil)
     end
   end
 
-  defp lock_own(base) do
-    case Native.lock_file(base <> ".key") do
-      {:ok, descriptor, contents} -> {:ok, descriptor, contents, base}
-      failure -> Error.from_native(failure, :start, nil)
+  # Directory or key file have been removed under us (a tmp cleaner, the end of a login session): the same key again, in
+  # a place that is ours.
+  defp restore(%{instance: %{tables: %{house: house}} = instance, key: key}) do
+    [{:lock, descriptor, path, inode}] = :ets.lookup(house, :lock)
+
+    if inode(path) == inode do
+      :ok
+    else
+      with {:ok, new, _contents, base} <- place(instance),
+           :ok <- or_error(Native.lock_write(new, key)) do
+        Native.descriptor_close(descriptor)
+        :ets.insert(house, names(new, base))
+        :ok
+      end
     end
   end
+
+  defp names(descriptor, base),
+    do: [{:lock, descriptor, base <> ".key", inode(base <> ".key")}, {:socket, base <> ".sock"}]
+
+  defp inode(path) do
+    case File.lstat(path) do
+      {:ok, %{inode: inode, major_device: device}} -> {device, inode}
+      {:error, _} -> nil
+    end
+  end
+
+  defp or_error(:ok), do: :ok
+  defp or_error(failure), do: Error.from_native(failure, :start, nil)
 
   defp contents_or_new(_descriptor, key) when byte_size(key) == @key_bytes, do: {:ok, key}
 
@@ -237,9 +291,11 @@ defmodule Snakepit.SharedMemory.SecurityController do
     end
   end
 
-  defp short_enough(socket) when byte_size(socket) <= @socket_path_limit, do: :ok
+  defp short_enough(base) when byte_size(base) + 5 <= @socket_path_limit, do: :ok
 
-  defp short_enough(socket) do
+  defp short_enough(base) do
+    socket = base <> ".sock"
+
     details = %{
       key: :socket_dir,
       expected: "a path that leaves #{@socket_path_limit} bytes for the socket's",

@@ -4,7 +4,7 @@ defmodule Snakepit.SharedMemory.Stats do
 
   Times are kept in histograms of fixed size: buckets of one eighth of a power of two, from 1 ns to 18 minutes, so a
   percentile is right to 12.5 %. Recording is three additions to an `:counters` array; it can be left on
-  (`performance_monitoring: false` turns it off). Of views, which take less than reading the clock twice costs, one in
+  (`performance_monitoring: false` turns it off; totals and errors are counted all the same). Of views, which take less than reading the clock twice costs, one in
   sixteen is timed; all are counted.
   """
 
@@ -39,6 +39,7 @@ defmodule Snakepit.SharedMemory.Stats do
           last_updated: DateTime.t() | nil
         }
 
+  # total_*: regions made, and regions gone for whatever reason. total_memory_allocated: bytes now, with what views keep.
   defstruct total_allocations: 0,
             total_deallocations: 0,
             active_regions: 0,
@@ -54,7 +55,24 @@ defmodule Snakepit.SharedMemory.Stats do
 
   @doc false
   @spec new(:ets.tid()) :: ref()
-  def new(errors), do: %{counters: :counters.new(length(@operations) * @stride, [:write_concurrency]), errors: errors}
+  def new(errors),
+    do: %{counters: :counters.new(length(@operations) * @stride + 2, [:write_concurrency]), errors: errors}
+
+  # Behind the operations: regions made, regions gone.
+  @made length(@operations) * @stride + 1
+  @gone @made + 1
+
+  @doc false
+  @spec made(ref()) :: :ok
+  def made(%{counters: counters}), do: :counters.add(counters, @made, 1)
+
+  @doc false
+  @spec gone(ref()) :: :ok
+  def gone(%{counters: counters}), do: :counters.add(counters, @gone, 1)
+
+  @doc false
+  @spec totals(ref()) :: {non_neg_integer(), non_neg_integer()}
+  def totals(%{counters: counters}), do: {:counters.get(counters, @made), :counters.get(counters, @gone)}
 
   @doc false
   @spec record(ref(), operation(), non_neg_integer(), non_neg_integer()) :: :ok

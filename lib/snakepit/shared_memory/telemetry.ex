@@ -29,14 +29,23 @@ defmodule Snakepit.SharedMemory.Telemetry do
   @doc false
   @spec available?(map()) :: boolean()
   def available?(config),
-    do: config.telemetry_enabled and Code.ensure_loaded?(:telemetry) and function_exported?(:telemetry, :execute, 3)
+    # Its table is there as long as it runs; called without, it would log a warning each time.
+    do:
+      config.telemetry_enabled and Code.ensure_loaded?(:telemetry) and
+        :ets.whereis(:telemetry_handler_table) != :undefined
 
   @doc false
   @spec execute(Instance.t(), atom(), map(), map()) :: :ok
-  def execute(%Instance{telemetry: false}, _event, _measurements, _metadata), do: :ok
+  def execute(%Instance{name: name}, event, measurements, metadata) do
+    # As it is now: a process keeps the instance that it was started with.
+    case Instance.of_name(name) do
+      {:ok, %{telemetry: true}} ->
+        emit([:snakepit, :shared_memory, event], measurements, Map.put(metadata, :instance, name))
 
-  def execute(%Instance{} = instance, event, measurements, metadata),
-    do: emit([:snakepit, :shared_memory, event], measurements, Map.put(metadata, :instance, instance.name))
+      _ ->
+        :ok
+    end
+  end
 
   # apply/3, because a direct call warns at compile time where the application is absent.
   defp emit(event, measurements, metadata) do

@@ -95,6 +95,11 @@ defmodule Snakepit.SharedMemory.Waiters do
   @doc "Removes the rows of waiters that were killed while they waited, and of regions that are gone."
   @spec sweep(Instance.t()) :: :ok
   def sweep(%{tables: %{waiters: table, regions: regions}}) do
+    # Somebody may have been killed between the change and its announcement: said now.
+    for {{id, ref}, destination, _pid} <- :ets.tab2list(table),
+        not :ets.member(regions, id),
+        do: send(destination, {:snakepit_shm_changed, ref})
+
     for {{id, _ref} = key, _destination, pid} <- :ets.tab2list(table),
         not :ets.member(regions, id) or not Process.alive?(pid),
         do: :ets.delete(table, key)

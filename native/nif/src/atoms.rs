@@ -4,18 +4,18 @@ rustler::atoms! {
     ok, error, nil, yes = "true", no = "false",
 
     // What failed.
-    busy, charge_spent, closed, corrupted, efbig, emfile, enospc, exists, file_changed, invalid, invalid_json, locked,
+    busy, charge_spent, closed, corrupted, dirty_needed, efbig, emfile, enospc, exists, file_changed, invalid, invalid_json, invalid_spec, locked,
     memory_limit_exceeded, no_huge_pages, no_process, not_enough_memory, not_found, not_regular_file, not_unix_socket,
     not_writer, not_zero_copy, os_error, out_of_range, read_only, replaced, sealed, sealed_by_peer, timeout, too_large,
     too_many_mappings, unsupported_filesystem, wrong_owner,
 
     // Details of it.
     after_ms, asked, available, call, cause, closing, errno, expected, field, found, free, length, limit, limited_by,
-    live, message, offset, owner, reason, reserve, size, used, writer,
+    live, message, offset, owner, path, reason, reserve, size, used, writer,
 
     // A specification and a header.
     id, instance, name, mode, peers_write, huge_pages, cleanup_policy, dtype, shape, metadata, mapping_limit,
-    descriptor_reserve, data_offset, named, created_at, identity, sequence, state,
+    descriptor_reserve, access_read_only, owner_read_only, label, data_offset, named, created_at, identity, sequence, state,
     prefer, require, no_huge = "no", automatic, manual, reference_counted, allocated, freed, read_write,
 
     // Information.

@@ -37,7 +37,7 @@ fn descriptor_close(descriptor: ResourceArc<DescriptorResource>) -> Atom {
     atoms::ok()
 }
 
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyIo")]
 fn lock_file<'a>(env: Env<'a>, path: Binary<'a>) -> NifResult<Term<'a>> {
     let path = reply::path(path)?;
     Ok(match LockFile::acquire(&path) {
@@ -49,7 +49,7 @@ fn lock_file<'a>(env: Env<'a>, path: Binary<'a>) -> NifResult<Term<'a>> {
     })
 }
 
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyIo")]
 fn lock_write<'a>(
     env: Env<'a>,
     descriptor: ResourceArc<DescriptorResource>,

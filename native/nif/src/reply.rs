@@ -4,6 +4,7 @@ use crate::atoms;
 use rustler::types::atom::Atom;
 use rustler::{Binary, Decoder, Encoder, Env, Error as NifError, NifResult, OwnedBinary, Term};
 use snakepit_shm_core::error::{Error, Result, Value};
+use std::os::unix::ffi::OsStrExt;
 
 /// `{:ok, value}` or `{:error, {reason, details}}`.
 pub fn reply<'a, T: Encoder>(env: Env<'a>, result: Result<T>) -> Term<'a> {
@@ -43,7 +44,6 @@ pub fn bytes<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
 
 /// A path of the file system from a binary. A zero byte in it is `badarg`, as in Elixir's `File`.
 pub fn path(binary: Binary<'_>) -> NifResult<std::path::PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
     if binary.is_empty() || binary.as_slice().contains(&0) {
         return Err(NifError::BadArg);
     }
@@ -112,6 +112,11 @@ fn describe<'a>(env: Env<'a>, error: &Error) -> (Atom, Vec<(Atom, Term<'a>)>) {
         ),
         Error::NoCharge => (a::charge_spent(), vec![sentence]),
         Error::Invalid { reason } => (a::invalid(), vec![(a::reason(), t(reason)), (a::cause(), t(reason))]),
+        Error::InvalidSpec { field, message } => (
+            a::invalid_spec(),
+            vec![(a::field(), t(field)), (a::message(), t(message))],
+        ),
+        Error::DirtyNeeded => (a::dirty_needed(), vec![]),
         Error::Exists => (a::exists(), vec![]),
         Error::NotFound => (a::not_found(), vec![]),
         Error::UnsupportedFilesystem { call, message } => (
@@ -147,7 +152,7 @@ fn describe<'a>(env: Env<'a>, error: &Error) -> (Atom, Vec<(Atom, Term<'a>)>) {
             a::file_changed(),
             vec![(a::expected(), n(expected)), (a::found(), n(found))],
         ),
-        Error::Locked => (a::locked(), vec![]),
+        Error::Locked { path } => (a::locked(), vec![(a::path(), bytes(env, path.as_os_str().as_bytes()))]),
         Error::TooLarge { limit } => (a::too_large(), vec![(a::limit(), n(limit)), sentence]),
         Error::Timeout { after_ms } => (a::timeout(), vec![(a::after_ms(), n(after_ms))]),
         Error::NoProcess => (a::no_process(), vec![]),

@@ -1,4 +1,4 @@
-//! `segment_*`, `header_read`, `named_unlink`, `write_begin`, `write_end`.
+//! `segment_*`, `header_read`, `named_unlink`, `named_served`, `write_begin`, `write_end`.
 
 use crate::accounting::ChargeResource;
 use crate::atoms;
@@ -51,8 +51,12 @@ fn segment_create_dirty<'a>(
 }
 
 fn create<'a>(env: Env<'a>, charge: &ChargeResource, specification: Term<'a>) -> NifResult<Term<'a>> {
-    let plan = spec::plan(specification)?;
-    Ok(reply(env, create_segment(charge, plan)))
+    // A specification that cannot be costs the charge, whoever finds that out.
+    let made = spec::plan(specification)?.and_then(|plan| create_segment(charge, plan));
+    if made.is_err() {
+        drop(charge.take());
+    }
+    Ok(reply(env, made))
 }
 
 fn create_segment(charge: &ChargeResource, plan: Plan) -> Result<Handle> {
@@ -80,7 +84,7 @@ fn segment_open_dirty<'a>(
     })
 }
 
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyIo")]
 fn header_read<'a>(env: Env<'a>, path: Binary<'a>) -> NifResult<Term<'a>> {
     let path = reply::path(path)?;
     Ok(match backend::read_header(&path) {
@@ -89,10 +93,15 @@ fn header_read<'a>(env: Env<'a>, path: Binary<'a>) -> NifResult<Term<'a>> {
     })
 }
 
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyIo")]
 fn named_unlink<'a>(env: Env<'a>, path: Binary<'a>, id: &str) -> NifResult<Term<'a>> {
     let path = reply::path(path)?;
     Ok(done(env, backend::unlink_if(&path, id)))
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn named_served(path: Binary<'_>) -> NifResult<bool> {
+    Ok(backend::is_served(&reply::path(path)?))
 }
 
 #[rustler::nif]
@@ -267,8 +276,8 @@ fn segment_generation(env: Env<'_>, segment: Handle) -> Term<'_> {
 }
 
 #[rustler::nif]
-fn segment_last_access(segment: Handle) -> i64 {
-    segment.0.last_access()
+fn segment_idle(segment: Handle) -> u64 {
+    segment.0.idle()
 }
 
 #[rustler::nif]
@@ -279,6 +288,12 @@ fn segment_touch(segment: Handle) -> Atom {
 
 #[rustler::nif]
 fn segment_close(segment: Handle, unlink: bool) -> Atom {
+    segment.0.close(unlink);
+    atoms::ok()
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn segment_close_dirty(segment: Handle, unlink: bool) -> Atom {
     segment.0.close(unlink);
     atoms::ok()
 }

@@ -3,38 +3,63 @@
 use crate::atoms;
 use crate::reply::{self, map};
 use rustler::types::atom::Atom;
-use rustler::{Binary, Decoder, Encoder, Env, Error as NifError, NifResult, Term};
+use rustler::{Binary, Decoder, Encoder, Env, Error as NifError, NifResult, Term, TermType};
 use snakepit_shm_core::backend::HugePages;
+use snakepit_shm_core::error::{Error, Result};
 use snakepit_shm_core::header::{CleanupPolicy, DATA_OFFSET, Header, Live, State};
 use snakepit_shm_core::identity::boot_id_hex;
 use snakepit_shm_core::segment::Plan;
+use std::any::type_name;
 
-/// `t:Snakepit.Native.spec/0`.
-pub fn plan(spec: Term<'_>) -> NifResult<Plan> {
-    let name: Option<Binary<'_>> = optional(spec, atoms::name())?;
+/// `t:Snakepit.Native.spec/0`. The outer error is `badarg` (something is missing or of a wrong type), the inner one
+/// [`Error::InvalidSpec`] (a number or text that does not fit).
+pub fn plan(spec: Term<'_>) -> NifResult<Result<Plan>> {
+    match read_plan(spec) {
+        Ok(plan) => Ok(Ok(plan)),
+        Err(Flaw::Misfit(error)) => Ok(Err(error)),
+        Err(Flaw::Nif(error)) => Err(error),
+    }
+}
+
+enum Flaw {
+    Nif(NifError),
+    Misfit(Error),
+}
+
+impl From<NifError> for Flaw {
+    fn from(error: NifError) -> Self {
+        Flaw::Nif(error)
+    }
+}
+
+fn read_plan(spec: Term<'_>) -> std::result::Result<Plan, Flaw> {
+    let name: Option<Binary<'_>> = optional(spec, atoms::name(), "name")?;
     let header = Header {
-        peers_write: get(spec, atoms::peers_write())?,
-        mode: get(spec, atoms::mode())?,
-        cleanup_policy: cleanup_policy(get(spec, atoms::cleanup_policy())?)?,
-        timeout: optional(spec, atoms::timeout())?,
-        dtype: optional(spec, atoms::dtype())?,
-        shape: optional::<Term<'_>>(spec, atoms::shape())?
-            .map(reply::list)
+        peers_write: get(spec, atoms::peers_write(), "peers_write")?,
+        access_read_only: get(spec, atoms::access_read_only(), "access_read_only")?,
+        owner_read_only: get(spec, atoms::owner_read_only(), "owner_read_only")?,
+        mode: get(spec, atoms::mode(), "mode")?,
+        cleanup_policy: cleanup_policy(get(spec, atoms::cleanup_policy(), "cleanup_policy")?)?,
+        timeout: optional(spec, atoms::timeout(), "timeout")?,
+        dtype: optional(spec, atoms::dtype(), "dtype")?,
+        shape: optional::<Term<'_>>(spec, atoms::shape(), "shape")?
+            .map(shape)
             .transpose()?,
-        metadata: get(spec, atoms::metadata())?,
+        metadata: get(spec, atoms::metadata(), "metadata")?,
+        label: optional(spec, atoms::label(), "label")?,
         ..Header::draft(
-            get::<String>(spec, atoms::id())?.as_str(),
-            get::<String>(spec, atoms::instance())?.as_str(),
-            get(spec, atoms::size())?,
+            get::<String>(spec, atoms::id(), "id")?.as_str(),
+            get::<String>(spec, atoms::instance(), "instance")?.as_str(),
+            get(spec, atoms::size(), "size")?,
         )
     };
     Ok(Plan {
         header,
         path: name.map(reply::path).transpose()?,
-        huge_pages: huge_pages(get(spec, atoms::huge_pages())?)?,
-        reserve: get(spec, atoms::reserve())?,
-        mapping_limit: get(spec, atoms::mapping_limit())?,
-        descriptor_reserve: get(spec, atoms::descriptor_reserve())?,
+        huge_pages: huge_pages(get(spec, atoms::huge_pages(), "huge_pages")?)?,
+        reserve: get(spec, atoms::reserve(), "reserve")?,
+        mapping_limit: get(spec, atoms::mapping_limit(), "mapping_limit")?,
+        descriptor_reserve: get(spec, atoms::descriptor_reserve(), "descriptor_reserve")?,
     })
 }
 
@@ -52,6 +77,8 @@ pub fn header<'a>(env: Env<'a>, header: &Header, live: Live) -> Term<'a> {
             (a::named(), header.named.encode(env)),
             (a::huge_pages(), header.huge_pages.encode(env)),
             (a::peers_write(), header.peers_write.encode(env)),
+            (a::access_read_only(), header.access_read_only.encode(env)),
+            (a::owner_read_only(), header.owner_read_only.encode(env)),
             (a::mode(), header.mode.encode(env)),
             (a::cleanup_policy(), policy_atom(header.cleanup_policy).encode(env)),
             (a::timeout(), header.timeout.encode(env)),
@@ -59,6 +86,7 @@ pub fn header<'a>(env: Env<'a>, header: &Header, live: Live) -> Term<'a> {
             (a::dtype(), header.dtype.encode(env)),
             (a::shape(), header.shape.encode(env)),
             (a::metadata(), header.metadata.encode(env)),
+            (a::label(), header.label.encode(env)),
             (a::identity(), identity),
             (a::sequence(), live.sequence.encode(env)),
             (a::writer(), live.writer.encode(env)),
@@ -77,17 +105,40 @@ pub fn identity<'a>(env: Env<'a>, identity: &snakepit_shm_core::header::Identity
         .encode(env)
 }
 
-fn get<'a, T: Decoder<'a>>(spec: Term<'a>, key: Atom) -> NifResult<T> {
-    spec.map_get(key)?.decode().map_err(|_| NifError::BadArg)
+fn get<'a, T: Decoder<'a>>(spec: Term<'a>, key: Atom, field: &'static str) -> std::result::Result<T, Flaw> {
+    decode(spec.map_get(key)?, field)
 }
 
 /// A value, or `nil`.
-fn optional<'a, T: Decoder<'a>>(spec: Term<'a>, key: Atom) -> NifResult<Option<T>> {
+fn optional<'a, T: Decoder<'a>>(
+    spec: Term<'a>,
+    key: Atom,
+    field: &'static str,
+) -> std::result::Result<Option<T>, Flaw> {
     let term = spec.map_get(key)?;
     if atoms::nil() == term {
         return Ok(None);
     }
-    term.decode().map(Some).map_err(|_| NifError::BadArg)
+    decode(term, field).map(Some)
+}
+
+fn shape(term: Term<'_>) -> std::result::Result<Vec<u64>, Flaw> {
+    let dimensions: Vec<Term<'_>> = reply::list(term)?;
+    dimensions.into_iter().map(|item| decode(item, "shape")).collect()
+}
+
+fn decode<'a, T: Decoder<'a>>(term: Term<'a>, field: &'static str) -> std::result::Result<T, Flaw> {
+    term.decode().map_err(|_| {
+        let message = match (term.get_type(), type_name::<T>()) {
+            (TermType::Integer, name @ ("u64" | "u32")) => {
+                let most = if name == "u64" { u64::MAX } else { u64::from(u32::MAX) };
+                format!("0 to {most}")
+            }
+            (TermType::Binary, name) if name == type_name::<String>() => "UTF-8".to_owned(),
+            _ => return Flaw::Nif(NifError::BadArg),
+        };
+        Flaw::Misfit(Error::InvalidSpec { field, message })
+    })
 }
 
 fn huge_pages(atom: Atom) -> NifResult<HugePages> {

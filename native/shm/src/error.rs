@@ -1,6 +1,7 @@
 //! Everything that can go wrong, with what the caller needs to act on it.
 
 use nix::errno::Errno;
+use std::path::PathBuf;
 use thiserror::Error;
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -86,6 +87,10 @@ pub enum Error {
     NoCharge,
     #[error("{reason}")]
     Invalid { reason: String },
+    #[error("{field}: {message}")]
+    InvalidSpec { field: &'static str, message: String },
+    #[error("may block: on a dirty scheduler only")]
+    DirtyNeeded,
     #[error("the name is taken")]
     Exists,
     #[error("nothing has this name")]
@@ -119,7 +124,7 @@ pub enum Error {
     #[error("the file is shorter than {expected} bytes")]
     FileChanged { expected: u64, found: u64 },
     #[error("locked by another process")]
-    Locked,
+    Locked { path: PathBuf },
     #[error("larger than {limit} bytes")]
     TooLarge { limit: u64 },
     #[error("not done within {after_ms} ms")]
@@ -147,6 +152,13 @@ impl Error {
 
     pub fn invalid(reason: impl Into<String>) -> Self {
         Error::Invalid { reason: reason.into() }
+    }
+
+    pub fn invalid_spec(field: &'static str, message: impl Into<String>) -> Self {
+        Error::InvalidSpec {
+            field,
+            message: message.into(),
+        }
     }
 
     pub fn corrupted(field: &'static str, found: impl Into<Value>, expected: impl Into<Value>) -> Self {

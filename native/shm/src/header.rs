@@ -3,7 +3,7 @@
 //! [`Header::decode`] takes a *private copy* of the page, checks every byte of it, and only then builds a
 //! [`Header`]; the first field that fails is named. Nothing here touches shared memory.
 
-use crate::error::Corruption;
+use crate::error::{Corruption, Error};
 
 pub const MAGIC: &[u8; 8] = b"SNKPSHM\0";
 pub const LAYOUT_VERSION: u32 = 1;
@@ -21,10 +21,38 @@ pub const MAX_INSTANCE: usize = 63;
 pub const MAX_DTYPE: usize = 15;
 pub const MAX_DIMENSIONS: usize = 32;
 pub const MAX_METADATA: usize = 3072;
+pub const MAX_LABEL: usize = 223;
+/// The end of the year 9999, in microseconds: what calendars know.
+pub const MAX_CREATED_AT: u64 = 253_402_300_799_999_999;
+/// Every id begins with it.
+pub const ID_PREFIX: &str = "shm_";
+
+/// Element types and their sizes, the table of `Snakepit.SharedMemory.DType`.
+pub const ITEM_SIZES: [(&str, u64); 15] = [
+    ("bool", 1),
+    ("int8", 1),
+    ("int16", 2),
+    ("int32", 4),
+    ("int64", 8),
+    ("uint8", 1),
+    ("uint16", 2),
+    ("uint32", 4),
+    ("uint64", 8),
+    ("float16", 2),
+    ("bfloat16", 2),
+    ("float32", 4),
+    ("float64", 8),
+    ("complex64", 8),
+    ("complex128", 16),
+];
 
 const FLAG_NAMED: u32 = 1;
 const FLAG_HUGE: u32 = 2;
 const FLAG_PEERS_WRITE: u32 = 4;
+const FLAG_ACCESS_READ_ONLY: u32 = 8;
+const FLAG_OWNER_READ_ONLY: u32 = 16;
+const FLAGS: u32 = FLAG_NAMED | FLAG_HUGE | FLAG_PEERS_WRITE | FLAG_ACCESS_READ_ONLY | FLAG_OWNER_READ_ONLY;
+const LABEL: usize = 3664;
 
 /// Bytes that must be zero: the gaps between fields, by name.
 const RESERVED: [(&str, std::ops::Range<usize>); 6] = [
@@ -32,7 +60,7 @@ const RESERVED: [(&str, std::ops::Range<usize>); 6] = [
     ("reserved at 104", 104..112),
     ("reserved at 324", 324..328),
     ("reserved at 588", 588..592),
-    ("reserved at 3664", 3664..CHECKSUM),
+    ("reserved at 3888", LABEL + 1 + MAX_LABEL..CHECKSUM),
     ("reserved at 4052", 4052..PAGE),
 ];
 
@@ -88,6 +116,10 @@ pub struct Header {
     pub named: bool,
     pub huge_pages: bool,
     pub peers_write: bool,
+    /// The region's access mode is read-only.
+    pub access_read_only: bool,
+    /// So is its owner's permission.
+    pub owner_read_only: bool,
     pub mode: u32,
     pub cleanup_policy: CleanupPolicy,
     /// Milliseconds; `None` is never.
@@ -99,6 +131,8 @@ pub struct Header {
     pub shape: Option<Vec<u64>>,
     /// A JSON object, as text.
     pub metadata: String,
+    /// The name of a named one, as its user gave it.
+    pub label: Option<String>,
 }
 
 impl Header {
@@ -111,6 +145,8 @@ impl Header {
             named: false,
             huge_pages: false,
             peers_write: false,
+            access_read_only: false,
+            owner_read_only: false,
             mode: 0o600,
             cleanup_policy: CleanupPolicy::Automatic,
             timeout: None,
@@ -119,32 +155,65 @@ impl Header {
             dtype: None,
             shape: None,
             metadata: String::new(),
+            label: None,
         }
     }
 
-    /// Whether it fits into a page. The same limits as `decode`, as a sentence.
-    pub fn check(&self) -> Result<(), String> {
+    /// Whether it fits into a page. The same limits as `decode`; the fields by the names of a specification
+    /// ([`Error::InvalidSpec`]).
+    pub fn check(&self) -> Result<(), Error> {
+        let refuse = |field, message: String| Err(Error::invalid_spec(field, message));
         text_fits("id", &self.id, 1, MAX_ID)?;
+        if !self.id.starts_with(ID_PREFIX) {
+            return refuse("id", format!("begins with {ID_PREFIX}"));
+        }
         text_fits("instance", &self.instance, 0, MAX_INSTANCE)?;
-        if let Some(dtype) = &self.dtype {
-            text_fits("dtype", dtype, 1, MAX_DTYPE)?;
-        }
-        if self.shape.as_ref().is_some_and(|shape| shape.len() > MAX_DIMENSIONS) {
-            return Err(format!("shape: at most {MAX_DIMENSIONS} dimensions"));
-        }
-        if self.metadata.len() > MAX_METADATA {
-            return Err(format!("metadata: at most {MAX_METADATA} bytes of JSON"));
-        }
-        if self.timeout == Some(NEVER) {
-            return Err("timeout: too large".to_owned());
+        if self.size == 0 || self.size > MAX_SIZE {
+            return refuse("size", format!("1 to {MAX_SIZE} bytes"));
         }
         if self.mode & !0o777 != 0 {
-            return Err("mode: permission bits only".to_owned());
+            return refuse("mode", "permission bits only".to_owned());
         }
-        if self.size == 0 || self.size > MAX_SIZE {
-            return Err(format!("size: 1 to {MAX_SIZE} bytes"));
+        if self.timeout == Some(NEVER) {
+            return refuse("timeout", format!("at most {} ms", NEVER - 1));
+        }
+        if self.created_at > MAX_CREATED_AT {
+            return refuse("created_at", format!("at most {MAX_CREATED_AT}"));
+        }
+        if self.dtype.as_deref().is_some_and(|dtype| item_size(dtype).is_none()) {
+            return refuse("dtype", "not a known name".to_owned());
+        }
+        if self.shape.as_ref().is_some_and(|shape| shape.len() > MAX_DIMENSIONS) {
+            return refuse("shape", format!("at most {MAX_DIMENSIONS} dimensions"));
+        }
+        if let Some(bytes) = self.odd_shape() {
+            return refuse("shape", format!("{bytes} bytes, the size is {}", self.size));
+        }
+        if self.metadata.len() > MAX_METADATA {
+            return refuse("metadata", format!("at most {MAX_METADATA} bytes of JSON"));
+        }
+        if let Some(label) = &self.label {
+            text_fits("label", label, 1, MAX_LABEL)?;
+            if !self.named {
+                return refuse("label", "an anonymous region has none".to_owned());
+            }
         }
         Ok(())
+    }
+
+    /// How many bytes type and shape make, as text, if that is not the size.
+    fn odd_shape(&self) -> Option<String> {
+        let item = item_size(self.dtype.as_deref()?)?;
+        let shape = self.shape.as_ref()?;
+        // An overflow is no size either: with a zero among the dimensions it would be 0.
+        match shape
+            .iter()
+            .try_fold(item, |bytes, dimension| bytes.checked_mul(*dimension))
+        {
+            Some(bytes) if bytes == self.size => None,
+            Some(bytes) => Some(bytes.to_string()),
+            None => Some("too many".to_owned()),
+        }
     }
 
     /// The page, with the given live line. `check` must have passed: what is too long is cut, never spilled.
@@ -181,6 +250,7 @@ impl Header {
         let metadata = &self.metadata.as_bytes()[..self.metadata.len().min(MAX_METADATA)];
         put_u32(p, 584, metadata.len() as u32);
         p[592..592 + metadata.len()].copy_from_slice(metadata);
+        put_short(p, LABEL, MAX_LABEL, self.label.as_deref().unwrap_or(""));
         let checksum = crc32fast::hash(&p[..CHECKSUM]);
         put_u32(p, CHECKSUM, checksum);
         put_u64(p, LIVE, live.sequence);
@@ -209,8 +279,8 @@ impl Header {
             }
         }
         let flags = get_u32(p, 32);
-        if flags & !(FLAG_NAMED | FLAG_HUGE | FLAG_PEERS_WRITE) != 0 {
-            return Err(Corruption::new("flags", u64::from(flags), "bits 0 to 2"));
+        if flags & !FLAGS != 0 {
+            return Err(Corruption::new("flags", u64::from(flags), "bits 0 to 4"));
         }
         let mode = get_u32(p, 36);
         if mode & !0o777 != 0 {
@@ -222,14 +292,37 @@ impl Header {
             3 => CleanupPolicy::ReferenceCounted,
             other => return Err(Corruption::new("cleanup policy", u64::from(other), "1 to 3")),
         };
+        let created_at = get_u64(p, 56);
+        if created_at > MAX_CREATED_AT {
+            return Err(Corruption::new(
+                "created at",
+                created_at,
+                format!("at most {MAX_CREATED_AT}"),
+            ));
+        }
         let id = get_short(p, 112, MAX_ID, "id")?;
-        if id.is_empty() {
-            return Err(Corruption::new("id", 0, "1 to 127 bytes"));
+        if !id.starts_with(ID_PREFIX) {
+            return Err(Corruption::new(
+                "id",
+                printable(id.as_bytes()),
+                format!("{ID_PREFIX}..."),
+            ));
         }
         let instance = get_short(p, 240, MAX_INSTANCE, "instance")?;
         let dtype = get_short(p, 304, MAX_DTYPE, "dtype")?;
+        if !dtype.is_empty() && item_size(&dtype).is_none() {
+            return Err(Corruption::new("dtype", printable(dtype.as_bytes()), "a known name"));
+        }
         let shape = get_shape(p)?;
         let metadata = get_metadata(p)?;
+        let label = get_short(p, LABEL, MAX_LABEL, "name")?;
+        if !label.is_empty() && flags & FLAG_NAMED == 0 {
+            return Err(Corruption::new(
+                "name",
+                printable(label.as_bytes()),
+                "none: it is anonymous",
+            ));
+        }
         for (name, range) in RESERVED {
             if let Some(byte) = p[range].iter().find(|byte| **byte != 0) {
                 return Err(Corruption::new(name, u64::from(*byte), 0));
@@ -254,10 +347,12 @@ impl Header {
             named: flags & FLAG_NAMED != 0,
             huge_pages: flags & FLAG_HUGE != 0,
             peers_write: flags & FLAG_PEERS_WRITE != 0,
+            access_read_only: flags & FLAG_ACCESS_READ_ONLY != 0,
+            owner_read_only: flags & FLAG_OWNER_READ_ONLY != 0,
             mode,
             cleanup_policy,
             timeout: (timeout != NEVER).then_some(timeout),
-            created_at: get_u64(p, 56),
+            created_at,
             identity: Identity {
                 boot_id,
                 pid_namespace: get_u64(p, 80),
@@ -267,7 +362,12 @@ impl Header {
             dtype: (!dtype.is_empty()).then_some(dtype),
             shape,
             metadata,
+            label: (!label.is_empty()).then_some(label),
         };
+        if let Some(bytes) = header.odd_shape() {
+            let expected = format!("{size} bytes");
+            return Err(Corruption::new("shape", format!("{bytes} bytes"), expected));
+        }
         let live = Live {
             sequence: get_u64(p, LIVE),
             writer: get_u64(p, LIVE + 8),
@@ -282,6 +382,8 @@ impl Header {
             (FLAG_NAMED, self.named),
             (FLAG_HUGE, self.huge_pages),
             (FLAG_PEERS_WRITE, self.peers_write),
+            (FLAG_ACCESS_READ_ONLY, self.access_read_only),
+            (FLAG_OWNER_READ_ONLY, self.owner_read_only),
         ] {
             if set {
                 flags |= bit;
@@ -311,7 +413,7 @@ pub fn compare(found: &Page, expected: &Page, object_length: u64) -> Result<(), 
 }
 
 fn field_at(offset: usize) -> &'static str {
-    const FIELDS: [(usize, &str); 18] = [
+    const FIELDS: [(usize, &str); 19] = [
         (0, "magic"),
         (8, "layout version"),
         (16, "data offset"),
@@ -330,6 +432,7 @@ fn field_at(offset: usize) -> &'static str {
         (304, "dtype"),
         (320, "shape"),
         (584, "metadata"),
+        (LABEL, "name"),
     ];
     FIELDS
         .iter()
@@ -338,9 +441,17 @@ fn field_at(offset: usize) -> &'static str {
         .map_or("magic", |(_, name)| name)
 }
 
-fn text_fits(name: &str, text: &str, least: usize, most: usize) -> Result<(), String> {
+/// Bytes of an element, by the name of its type.
+pub fn item_size(dtype: &str) -> Option<u64> {
+    ITEM_SIZES
+        .iter()
+        .find(|(name, _)| *name == dtype)
+        .map(|(_, size)| *size)
+}
+
+fn text_fits(field: &'static str, text: &str, least: usize, most: usize) -> Result<(), Error> {
     if text.len() < least || text.len() > most {
-        return Err(format!("{name}: {least} to {most} bytes of UTF-8"));
+        return Err(Error::invalid_spec(field, format!("{least} to {most} bytes of UTF-8")));
     }
     Ok(())
 }

@@ -14,7 +14,7 @@
 //!
 //! let budget = Budget::new();
 //! let charge = budget.charge(4096, 1 << 20)?;
-//! let segment = Segment::create(charge, Plan::anonymous(Header::draft("r1", "example", 4096)))?;
+//! let segment = Segment::create(charge, Plan::anonymous(Header::draft("shm_r1", "example", 4096)))?;
 //! segment.write(0, &[b"hello"], Wait::Patient)?;
 //! segment.seal(Wait::Patient)?;
 //! let view = segment.view(0, 5)?;

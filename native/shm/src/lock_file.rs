@@ -32,7 +32,7 @@ impl LockFile {
             // SAFETY: flock takes a descriptor that lives through the call.
             match Errno::result(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
                 Ok(_) => {}
-                Err(Errno::EWOULDBLOCK) => return Err(Error::Locked),
+                Err(Errno::EWOULDBLOCK) => return Err(Error::Locked { path: path.into() }),
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(Error::os("flock", errno)),
             }
@@ -53,7 +53,7 @@ impl LockFile {
             }
         }
         // Somebody replaces it as fast as we look: whoever that is has it.
-        Err(Error::Locked)
+        Err(Error::Locked { path: path.into() })
     }
 
     /// Replaces what it holds; on disk when this returns.
@@ -126,7 +126,10 @@ mod tests {
         assert!(contents.is_empty());
         lock.replace(b"somewhat longer").unwrap();
         lock.replace(b"short").unwrap();
-        assert_eq!(LockFile::acquire(&path).unwrap_err(), Error::Locked);
+        assert_eq!(
+            LockFile::acquire(&path).unwrap_err(),
+            Error::Locked { path: path.clone() }
+        );
         assert_eq!(
             lock.replace(&vec![0; MOST + 1]).unwrap_err(),
             Error::TooLarge { limit: MOST as u64 }

@@ -152,7 +152,7 @@ defmodule Snakepit.SharedMemory.JanitorTest do
       Snakepit.SharedMemory.put!("abc", instance: #{inspect(shm)}, named: "alive", cleanup_policy: :automatic, owner: :none)
       """)
 
-    assert {:ok, %{kept: [%{name: "alive", why: :alive}], removed: []}} = Shm.cleanup(instance: shm)
+    assert {:ok, %{kept: [%{name: "alive", why: :in_use}], removed: []}} = Shm.cleanup(instance: shm)
     SubVm.kill(vm)
     assert {:ok, %{removed: ["alive"]}} = Shm.cleanup(instance: shm)
   end
@@ -177,6 +177,94 @@ defmodule Snakepit.SharedMemory.JanitorTest do
     assert Enum.map(kept, & &1.name) == ["junk", "short"]
     assert {:ok, %{removed: ["junk", "short"]}} = Shm.cleanup(instance: shm, damaged: true)
     assert File.ls!(dir) == ["unrelated"]
+  end
+
+  test "a copy, or a name changed by hand, is left alone; the region in service is untouched", %{shm: shm, dir: dir} do
+    region = Shm.allocate!(10, instance: shm, named: "original", cleanup_policy: :automatic)
+    Shm.write!(region, 0, "mine")
+    File.cp!(object(dir, "original"), object(dir, "backup"))
+    assert {:ok, %{kept: [%{name: "backup", why: :copy}], adopted: [], removed: []}} = Shm.cleanup(instance: shm)
+    Shm.write!(region, 0, "more")
+    assert binary_part(File.read!(object(dir, "backup")), 4096, 4) == "mine"
+    assert length(Shm.list!(instance: shm)) == 1
+    Shm.free!(region)
+    assert File.ls!(dir) == ["snakepit_backup"]
+    # Nor when the original is gone.
+    assert {:ok, %{kept: [%{name: "backup", why: :copy}]}} = Shm.cleanup(instance: shm)
+  end
+
+  test "metadata that is not JSON is damage, and nothing more", %{shm: shm, dir: dir} do
+    region = Shm.put!("abc", instance: shm, named: "forged")
+    page = File.read!(object(dir, "forged"))
+    Shm.free!(region)
+
+    <<before::binary-size(584), _length::32, reserved::32, _text::binary-size(3), rest::binary-size(3433), _sum::32,
+      live::binary>> = page
+
+    changed = before <> <<3::32-little, reserved::32>> <> "abc" <> rest
+    4028 = byte_size(changed)
+    File.write!(object(dir, "forged"), [changed, <<:erlang.crc32(changed)::32-little>>, live])
+    janitor = child(shm, :janitor)
+    assert {:ok, %{kept: [%{name: "forged", why: :corrupted}]}} = Shm.cleanup(instance: shm)
+    send(janitor, :tidy)
+    :sys.get_state(janitor)
+    assert child(shm, :janitor) == janitor
+    assert {:ok, %{removed: ["forged"]}} = Shm.cleanup(instance: shm, damaged: true)
+  end
+
+  test "a write that its VM did not survive: adopted as invalid, never read, freed by hand", %{shm: shm, dir: dir} do
+    region = Shm.put!("abc", instance: shm, named: "torn")
+    page = File.read!(object(dir, "torn"))
+    Shm.free!(region)
+    # The live line is not covered by the checksum: sequence 7, writer 1, allocated.
+    <<static::binary-size(4032), _live::binary-size(20), rest::binary>> = page
+    File.write!(object(dir, "torn"), [static, <<7::64-little, 1::64-little, 1::32-little>>, rest])
+    assert {:ok, %{adopted: ["torn"]}} = Shm.cleanup(instance: shm)
+    region = Shm.open!("torn", instance: shm)
+    assert Shm.info!(region).state == :invalid
+    assert {:error, %Error{type: :corruption_detected} = error} = Shm.read(region, 0, 3)
+    assert Exception.message(error) =~ "middle of a write"
+    assert {:error, %Error{type: :corruption_detected}} = Shm.write(region, 0, "x")
+    assert :ok = Shm.free(region)
+    assert File.ls!(dir) == []
+  end
+
+  test "freed, but its VM was killed before it was removed: removed", %{shm: shm, dir: dir} do
+    region = Shm.put!("abc", instance: shm, named: "going")
+    page = File.read!(object(dir, "going"))
+    Shm.free!(region)
+    <<static::binary-size(4048), _state::32, rest::binary>> = page
+    File.write!(object(dir, "going"), [static, <<3::32-little>>, rest])
+    assert {:ok, %{removed: ["going"]}} = Shm.cleanup(instance: shm)
+  end
+
+  test "two VMs with one directory of regions and different sockets: one of them serves", %{shm: shm, dir: dir} do
+    killed_vm(shm, dir, ~s|Shm.put!("abc", [named: "one"] ++ opts)|)
+    assert {:ok, %{adopted: ["one"]}} = Shm.cleanup(instance: shm)
+    socket_dir = temporary_directory("vm")
+
+    {output, 0} =
+      SubVm.run("""
+      {:ok, _} = Snakepit.SharedMemory.start_link(name: #{inspect(shm)}, socket_dir: #{inspect(socket_dir)},
+        platform_options: %{linux: %{shm_path: #{inspect(dir)}}})
+      {:ok, report} = Snakepit.SharedMemory.cleanup(instance: #{inspect(shm)})
+      IO.inspect(report.kept)
+      """)
+
+    assert output =~ ":in_use"
+    assert Shm.view!(Shm.open!("one", instance: shm)) == "abc"
+  end
+
+  test "who may write survives with the region", %{shm: shm, dir: dir} do
+    killed_vm(
+      shm,
+      dir,
+      ~s|Shm.put!("abc", [named: "strict", access_mode: :read_only, permissions: %{owner: :read_only}, peers: :read_write] ++ opts)|
+    )
+
+    assert {:ok, %{adopted: ["strict"]}} = Shm.cleanup(instance: shm)
+    info = Shm.info!(Shm.open!("strict", instance: shm))
+    assert {info.access_mode, info.permissions.owner, info.peers} == {:read_only, :read_only, :read_only}
   end
 
   test "a symbolic link with our prefix is not followed", %{shm: shm, dir: dir} do

@@ -11,7 +11,8 @@ defmodule Snakepit.SharedMemory.SecurityControllerTest do
   # Starts an instance that is expected to be refused, and gives the error.
   defp refused(options) do
     Process.flag(:trap_exit, true)
-    assert {:error, reason} = Shm.start_link([name: :"t#{System.unique_integer([:positive])}"] ++ options)
+    options = Keyword.put_new_lazy(options, :name, fn -> :"t#{System.unique_integer([:positive])}" end)
+    assert {:error, reason} = Shm.start_link(options)
 
     case reason do
       {:shutdown, {:failed_to_start_child, SecurityController, %Error{} = error}} -> error
@@ -90,12 +91,15 @@ defmodule Snakepit.SharedMemory.SecurityControllerTest do
     end
 
     @tag shm: false
-    test "whose socket path has just 107 bytes is taken" do
+    test "that leaves just enough bytes is taken, one that lacks a byte is not" do
       parent = temporary_directory("exact")
       name = :"t#{System.unique_integer([:positive])}"
-      directory = Path.join(parent, String.duplicate("d", 107 - byte_size("#{parent}//#{name}.sock")))
-      %{shm: shm} = start_instance(name: name, socket_dir: directory)
-      assert byte_size(RawPeer.path(shm)) == 107
+      # A second VM of that name would have the longer one.
+      enough = 107 - byte_size("#{parent}//#{name}-#{System.pid()}.sock")
+      lacking = 108 - byte_size("#{parent}//#{name}.sock")
+      error = refused(name: name, socket_dir: Path.join(parent, String.duplicate("e", lacking)))
+      assert error.details.key == :socket_dir
+      %{shm: shm} = start_instance(name: name, socket_dir: Path.join(parent, String.duplicate("d", enough)))
       assert %{session: _} = RawPeer.open(shm)
     end
 

@@ -17,6 +17,9 @@ defmodule Snakepit.SharedMemory.TelemetryTest do
     end
     """)
 
+    # That it runs is known by its table.
+    :ets.new(:telemetry_handler_table, [:named_table, :public])
+
     on_exit(fn ->
       :code.purge(:telemetry)
       :code.delete(:telemetry)
@@ -84,10 +87,16 @@ defmodule Snakepit.SharedMemory.TelemetryTest do
 
   test "a library that comes or goes later is noticed at the next round" do
     %{shm: shm} = start_instance(cleanup_interval: 1)
-    :code.purge(:telemetry)
-    :code.delete(:telemetry)
-    # Code loading on demand would find none.
+    :ets.delete(:telemetry_handler_table)
     eventually(fn -> not instance(shm).telemetry end)
-    assert {:ok, _} = Shm.put("abc", instance: shm)
+    Shm.put!("abc", instance: shm)
+    :ets.new(:telemetry_handler_table, [:named_table, :public])
+    eventually(fn -> instance(shm).telemetry end)
+    # Processes that were started before know it too.
+    worker = spawn_worker()
+    region = in_worker(worker, fn -> Shm.put!("abc", instance: shm) end)
+    id = region.id
+    kill(worker)
+    assert_receive {:event, [:snakepit, :shared_memory, :reclaim], %{bytes: 3}, %{region_id: ^id, cause: :owner_down}}
   end
 end

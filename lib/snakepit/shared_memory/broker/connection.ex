@@ -88,11 +88,13 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
     end
   end
 
-  defp then_more({:noreply, state}), do: {:noreply, state, {:continue, :receive}}
-  defp then_more(stop), do: stop
+  # By way of the mailbox: timers and notices have their turn also when a peer never stops sending.
+  defp then_more({:noreply, state}) do
+    send(self(), :go)
+    {:noreply, state}
+  end
 
-  @impl true
-  def handle_continue(:receive, state), do: receive_more(state)
+  defp then_more(stop), do: stop
 
   defp append(state, data), do: %{state | buffer: state.buffer <> data}
 
@@ -325,6 +327,7 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
          {:ok, row} <- own(state, id),
          {:ok, _sealed} <- Access.seal(Registry.region_of(state.instance, row)),
          {:ok, handle} <- SecurityController.handle(state.instance, row, [:read_only], nil),
+         :ets.insert(state.instance.tables.grants, {{state.id, id}, :read_only}),
          {:ok, answer, descriptor} <- hold_and_export(state, row, :read_only) do
       {:ok, Map.put(answer, "handle", handle), descriptor}
     end
@@ -385,6 +388,9 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
 
   defp held(state, id) do
     cond do
+      not :ets.member(state.instance.tables.regions, id) ->
+        {:error, Error.new(:region_not_found, :request, id)}
+
       granted(state, id) == nil ->
         {:error, Error.new(:not_held, :request, id)}
 
@@ -523,11 +529,13 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
   defp transmit(state, object, number) do
     Fault.point(:answer, state.instance.name)
 
-    with {:ok, frame} <- Frame.encode(object),
-         :ok <- send_frame(state.socket, IO.iodata_to_binary(frame), number) do
-      :ok
-    else
-      _ -> :closed
+    case Frame.encode(object) do
+      {:ok, frame} ->
+        if send_frame(state.socket, IO.iodata_to_binary(frame), number) == :ok, do: :ok, else: :closed
+
+      {:error, {_, details}} ->
+        # Nothing of ours is too large or deep for a frame; should it ever be, the peer hears of it.
+        answer(state, object["rid"], {:error, Error.new(:invalid_json, :answer, nil, Map.take(details, [:message]))})
     end
   end
 

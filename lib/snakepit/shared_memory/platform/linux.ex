@@ -14,8 +14,11 @@ defmodule Snakepit.SharedMemory.Platform.Linux do
       instance: "",
       size: size,
       name: nil,
+      label: nil,
       mode: 0o600,
       peers_write: false,
+      access_read_only: false,
+      owner_read_only: false,
       huge_pages: :no,
       reserve: true,
       cleanup_policy: :automatic,
@@ -27,7 +30,9 @@ defmodule Snakepit.SharedMemory.Platform.Linux do
       descriptor_reserve: 128
     }
 
-    charge(size, fn charge -> Native.segment_create_dirty(charge, Map.merge(defaults, options)) end)
+    options = Map.merge(defaults, options)
+    label = options.name && options.name |> Path.basename() |> String.replace_prefix("snakepit_", "")
+    charge(size, fn charge -> Native.segment_create_dirty(charge, %{options | label: label}) end)
   end
 
   @impl true

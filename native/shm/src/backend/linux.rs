@@ -38,7 +38,7 @@ pub(super) fn reserve(fd: BorrowedFd<'_>, length: u64, mut grant: Option<Grant>)
         match without_sigxfsz(|| fallocate(fd, FallocateFlags::empty(), offset as i64, step as i64)) {
             Ok(()) => {}
             Err(Errno::EINTR) => continue,
-            Err(Errno::ENOSPC) => {
+            Err(Errno::ENOSPC | Errno::EDQUOT) => {
                 return Err(Error::NoSpace {
                     asked: length,
                     available: offset,

@@ -2,8 +2,10 @@
 //!
 //! Whoever may write the file may truncate it, so the VM never maps it: `pread` and `pwrite` come back short where
 //! a mapping would fault. It is made without a name (`O_TMPFILE`), written, and linked last: a creator that is killed
-//! leaves nothing behind, and nobody ever opens one that is half made.
+//! leaves nothing behind, and nobody ever opens one that is half made. The VM that serves it holds a lock on it, from
+//! before it has its name until it is closed (`name_lock.rs`).
 
+use super::name_lock::NameLock;
 use super::{Backend, HugePages, Object, Request, linux, object_length};
 use crate::descriptor::{Descriptor, with_reserve};
 use crate::error::{Error, Result};
@@ -15,6 +17,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, lstat};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{geteuid, linkat, unlink};
+use parking_lot::Mutex;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,20 +31,29 @@ pub struct Named {
     file: (u64, u64),
     mode: u32,
     peers_write: bool,
+    /// None from `release` on.
+    lock: Mutex<Option<Arc<NameLock>>>,
 }
 
 impl Named {
-    /// Opens an object that exists: a regular file of ours, not through a symbolic link. The header is not looked at.
+    /// Opens an object that exists: a regular file of ours, not through a symbolic link, and locks it: nothing of it is
+    /// believed that was seen before. [`Error::Locked`]: another process serves it. The header is not looked at.
     pub fn open(path: &Path, descriptor_reserve: u64) -> Result<Self> {
         let (fd, stat) = open_ours(path, OFlag::O_RDWR).map_err(|error| with_reserve(error, descriptor_reserve))?;
         let fd = Descriptor::new(fd, descriptor_reserve, 0)?;
+        let file = (stat.st_dev, stat.st_ino);
+        let lock = NameLock::take(fd.as_fd(), file, path, descriptor_reserve)?;
+        // Whoever had the lock before us may have taken the name away, and somebody may have given it to another file.
+        name_is_of(path, file)?;
+        let stat = linux::stat(fd.as_fd())?;
         Ok(Named {
             fd,
             length: length_of(&stat),
             path: path.to_path_buf(),
-            file: (stat.st_dev, stat.st_ino),
+            file,
             mode: stat.st_mode & 0o777,
             peers_write: true,
+            lock: Mutex::new(Some(lock)),
         })
     }
 
@@ -55,10 +67,17 @@ impl Named {
         self.peers_write = peers_write;
     }
 
-    fn space(&self) -> Result<()> {
+    /// Takes the memory of a file that somebody has left with holes.
+    pub fn fill_holes(&self) -> Result<()> {
+        if self.resident()? < self.length {
+            self.reserve()?;
+        }
+        Ok(())
+    }
+
+    fn space(&self, wanted: u64) -> Result<()> {
         let space = fstatvfs(self.fd()).map_err(|errno| Error::os("fstatvfs", errno))?;
         let available = space.blocks_available().saturating_mul(space.fragment_size());
-        let wanted = self.length.saturating_sub(self.resident()?);
         // A tmpfs without a limit says zero blocks in all.
         if space.blocks() > 0 && wanted > available {
             return Err(Error::NoSpace {
@@ -74,14 +93,17 @@ impl Backend for Named {
     const NAME: &'static str = "named";
 
     fn create(request: &Request) -> Result<Self> {
-        let path = request.path.clone().ok_or_else(|| Error::invalid("name: none given"))?;
+        let path = request
+            .path
+            .clone()
+            .ok_or_else(|| Error::invalid_spec("name", "none given"))?;
         let length = object_length(request.size, machine::page_size())?;
         if request.huge_pages == HugePages::Require {
             // A hugetlbfs takes no pwrite, and without it the VM cannot reach what others may truncate.
             return Err(Error::NoHugePages { asked: length, free: 0 });
         }
         if path.file_name().is_none() {
-            return Err(Error::invalid("name: not the path of a file"));
+            return Err(Error::invalid_spec("name", "not the path of a file"));
         }
         let directory = path
             .parent()
@@ -90,13 +112,17 @@ impl Backend for Named {
         let fd = open_nameless(directory).map_err(|error| with_reserve(error, request.descriptor_reserve))?;
         let fd = Descriptor::new(fd, request.descriptor_reserve, 0)?;
         let stat = linux::stat(fd.as_fd())?;
+        let file = (stat.st_dev, stat.st_ino);
+        // Nobody else can have it yet: it has no name.
+        let lock = NameLock::take(fd.as_fd(), file, &path, request.descriptor_reserve)?;
         let object = Named {
             fd,
             length,
             path,
-            file: (stat.st_dev, stat.st_ino),
+            file,
             mode: request.mode,
             peers_write: request.peers_write,
+            lock: Mutex::new(Some(lock)),
         };
         linux::set_length(object.fd(), length)?;
         if request.reserve {
@@ -172,19 +198,20 @@ impl Object for Named {
     }
 
     fn reserve(&self) -> Result<()> {
-        self.space()?;
+        let wanted = self.length.saturating_sub(self.resident()?);
+        self.space(wanted)?;
         let in_memory = fstatfs(self.fd()).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
-        let grant = if in_memory {
-            Some(headroom::ask(self.length)?)
-        } else {
-            None
-        };
+        let grant = if in_memory { Some(headroom::ask(wanted)?) } else { None };
         match linux::reserve(self.fd(), self.length, grant) {
             // This file system cannot reserve; a write may then run out of space later, and says so.
             Err(Error::Os {
                 errno: Errno::EOPNOTSUPP,
                 ..
             }) => Ok(()),
+            // Opened for reading only.
+            Err(Error::Os {
+                errno: Errno::EBADF, ..
+            }) => Err(Error::ReadOnly),
             Err(Error::NoSpace { asked, .. }) => {
                 let available = fstatvfs(self.fd()).map_or(0, |space| {
                     space.blocks_available().saturating_mul(space.fragment_size())
@@ -227,12 +254,13 @@ impl Object for Named {
     }
 
     fn unlink(&self) -> Result<()> {
-        match lstat(&self.path) {
-            Ok(stat) if (stat.st_dev, stat.st_ino) == self.file => remove(&self.path),
-            Ok(_) => Err(Error::Replaced),
-            Err(Errno::ENOENT) => Err(Error::NotFound),
-            Err(errno) => Err(Error::os("lstat", errno)),
-        }
+        name_is_of(&self.path, self.file)?;
+        remove(&self.path)
+    }
+
+    fn release(&self) {
+        let lock = self.lock.lock().take();
+        drop(lock);
     }
 }
 
@@ -249,8 +277,13 @@ pub fn unlink_if(path: &Path, id: &str) -> Result<()> {
     if header.id != id {
         return Err(Error::Replaced);
     }
+    name_is_of(path, (stat.st_dev, stat.st_ino))?;
+    remove(path)
+}
+
+fn name_is_of(path: &Path, file: (u64, u64)) -> Result<()> {
     match lstat(path) {
-        Ok(now) if (now.st_dev, now.st_ino) == (stat.st_dev, stat.st_ino) => remove(path),
+        Ok(now) if (now.st_dev, now.st_ino) == file => Ok(()),
         Ok(_) => Err(Error::Replaced),
         Err(Errno::ENOENT) => Err(Error::NotFound),
         Err(errno) => Err(Error::os("lstat", errno)),

@@ -6,9 +6,11 @@
 mod linux;
 mod linux_anonymous;
 mod linux_named;
+mod name_lock;
 
 pub use linux_anonymous::Anonymous;
 pub use linux_named::{Named, read_header, unlink_if};
+pub use name_lock::is_served;
 
 pub(crate) use linux::read_at;
 
@@ -101,6 +103,10 @@ pub trait Object: Send + Sync + Debug {
 
     /// Takes the name away, if the name still is this object's.
     fn unlink(&self) -> Result<()>;
+
+    /// This VM no longer serves it: lets go of what keeps other VMs from doing so. Not left to the drop, which the
+    /// reaper may do later.
+    fn release(&self) {}
 }
 
 /// Makes objects.

@@ -32,13 +32,15 @@ use crate::{identity, machine, reaper};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The writer's number that stands for this VM.
 pub const VM: u64 = 1;
 const SPIN: Duration = Duration::from_micros(5);
 const PATIENCE: Duration = Duration::from_millis(50);
+/// More writes than anybody makes, and no sum with it overflows.
+const MAX_SEQUENCE: u64 = 1 << 62;
 
 /// How long an operation may wait for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,7 @@ pub struct Info {
     pub generation: u64,
     pub writer: u64,
     pub access_count: u64,
+    /// Milliseconds since 1970, by the clock of now.
     pub last_access: i64,
     pub views: u64,
     pub named: bool,
@@ -197,6 +200,8 @@ impl Drop for Memory {
             return;
         };
         let bytes = object.length();
+        // Nothing is in flight any more: the next VM may have it.
+        object.release();
         // Without a mapping the last close is what frees the pages; with one, unmapping is, and closing is cheap.
         if self.mapping.is_none() && bytes >= reaper::LARGE && Arc::strong_count(&object) == 1 {
             let mark = (Arc::strong_count(&charge) == 1).then(|| charge.mark_closing());
@@ -239,9 +244,12 @@ pub struct Segment {
     // without either.
     sequence: AtomicU64,
     writer: AtomicU64,
+    /// Whether a peer has ever had it. Set before the descriptor is made, so Relaxed: a peer that has one came later.
+    exported: AtomicBool,
     // Statistics: Relaxed.
     access_count: AtomicU64,
-    last_access: AtomicI64,
+    /// Monotonic: a step of the clock makes nothing look unused.
+    last_use: AtomicI64,
     views: Arc<AtomicU64>,
 }
 
@@ -259,10 +267,10 @@ impl Segment {
         header.named = path.is_some();
         header.identity = identity::own();
         header.created_at = u64::try_from(since_1970().as_micros()).unwrap_or(0);
-        header.check().map_err(Error::invalid)?;
+        header.check()?;
         if header.peers_write && huge_pages != HugePages::No {
             // A peer that writes there can take the pool's last page and let the VM fault.
-            return Err(Error::invalid("huge_pages: not for memory that peers may write"));
+            return Err(Error::invalid_spec("huge_pages", "not for memory that peers may write"));
         }
         let request = Request {
             size: header.size,
@@ -303,7 +311,10 @@ impl Segment {
         ))
     }
 
-    /// Opens a named object that exists and checks its header.
+    /// Opens a named object that exists, takes its lock, and checks its header.
+    ///
+    /// Data of which nobody knows what they are come as an invalid segment: of a writer that ended in the middle, or
+    /// marked invalid. It can be closed and unlinked, nothing else.
     pub fn open(charge: Charge, path: &Path, descriptor_reserve: u64) -> Result<(Self, Live)> {
         let mut object = Named::open(path, descriptor_reserve)?;
         let page = object.header_page()?;
@@ -315,16 +326,33 @@ impl Segment {
         if object.length() != expected {
             return Err(Error::corrupted("size", object.length(), expected));
         }
-        let phase = match live.state {
+        let Live {
+            sequence,
+            writer,
+            state,
+        } = live;
+        if sequence > MAX_SEQUENCE {
+            return Err(Error::corrupted(
+                "sequence",
+                sequence,
+                format!("at most {MAX_SEQUENCE}"),
+            ));
+        }
+        let phase = match state {
+            State::Freed => return Err(Error::corrupted("state", "freed", "allocated or sealed")),
+            State::Invalid => Phase::Invalid("marked invalid in its header".into()),
+            _ if sequence % 2 == 1 => {
+                let reason = format!("a writer ({writer}) ended in the middle of a write, sequence {sequence}");
+                Phase::Invalid(reason.into())
+            }
             State::Allocated => Phase::Allocated,
             State::Sealed => Phase::Sealed { copied: false },
-            State::Freed => return Err(Error::invalid("freed")),
-            State::Invalid => return Err(Error::invalid("marked invalid in its header")),
         };
+        if !matches!(phase, Phase::Invalid(_)) {
+            object.fill_holes()?;
+        }
         object.set_peers_write(header.peers_write);
         let memory = Memory::new(Arc::new(object), None, Arc::new(charge));
-        // A writer that died has left an odd number; the next even one is the first that is ours.
-        let sequence = live.sequence.checked_next_multiple_of(2).unwrap_or(0);
         Ok((
             Self::assemble(header, page, memory, phase, sequence, u64::MAX, descriptor_reserve),
             live,
@@ -354,8 +382,9 @@ impl Segment {
             }),
             sequence: AtomicU64::new(sequence),
             writer: AtomicU64::new(0),
+            exported: AtomicBool::new(false),
             access_count: AtomicU64::new(0),
-            last_access: AtomicI64::new(now_ms()),
+            last_use: AtomicI64::new(monotonic_ms()),
             views: Arc::default(),
         }
     }
@@ -384,7 +413,7 @@ impl Segment {
             generation: self.sequence.load(Ordering::Relaxed) / 2,
             writer: self.writer.load(Ordering::Relaxed),
             access_count: self.access_count.load(Ordering::Relaxed),
-            last_access: self.last_access.load(Ordering::Relaxed),
+            last_access: wall_ms().saturating_sub_unsigned(self.idle()),
             views: self.views.load(Ordering::Relaxed),
             named: self.header.named,
             huge_pages: self.header.huge_pages,
@@ -402,15 +431,16 @@ impl Segment {
         }
     }
 
-    /// Milliseconds since 1970.
-    pub fn last_access(&self) -> i64 {
-        self.last_access.load(Ordering::Relaxed)
+    /// Milliseconds since the last use.
+    pub fn idle(&self) -> u64 {
+        let since = monotonic_ms().saturating_sub(self.last_use.load(Ordering::Relaxed));
+        u64::try_from(since).unwrap_or(0)
     }
 
     /// Counts as a use.
     pub fn touch(&self) {
         self.access_count.fetch_add(1, Ordering::Relaxed);
-        self.last_access.store(now_ms(), Ordering::Relaxed);
+        self.last_use.store(monotonic_ms(), Ordering::Relaxed);
     }
 
     /// Bytes of memory behind it.
@@ -430,7 +460,9 @@ impl Segment {
         if writable && sealed {
             return Err(Error::ReadOnly);
         }
-        self.object()?.export(writable, self.descriptor_reserve)
+        let object = self.object()?;
+        self.exported.store(true, Ordering::Relaxed);
+        object.export(writable, self.descriptor_reserve)
     }
 
     /// A peer starts writing. Until its turn ends reads and writes of the VM are refused.
@@ -667,15 +699,13 @@ fn since_1970() -> Duration {
 
 /// For the time of the last use, which every view and read notes: to the kernel's tick (4 ms at most), for a tenth of what
 /// the exact time costs.
-#[cfg(target_os = "linux")]
-fn now_ms() -> i64 {
+fn monotonic_ms() -> i64 {
     use nix::time::{ClockId, clock_gettime};
-    clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(0, |now| now.tv_sec() * 1000 + now.tv_nsec() / 1_000_000)
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |now| now.tv_sec() * 1000 + now.tv_nsec() / 1_000_000)
 }
 
-#[cfg(not(target_os = "linux"))]
-fn now_ms() -> i64 {
-    i64::try_from(since_1970().as_millis()).unwrap_or(0)
+fn wall_ms() -> i64 {
+    i64::try_from(since_1970().as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -685,7 +715,7 @@ mod tests {
 
     #[test]
     fn a_turn_can_always_be_ended() {
-        let plan = Plan::anonymous(Header::draft("turn", "tests", 100));
+        let plan = Plan::anonymous(Header::draft("shm_turn", "tests", 100));
         let segment = Segment::create(Budget::new().charge(1, 1).unwrap(), plan).unwrap();
         segment.write_begin(9).unwrap();
         // Somebody who looks whether he may read, and is put to sleep by the kernel just then.

@@ -30,7 +30,13 @@ pub struct Sealed {
 
 impl Segment {
     /// Makes it immutable. Does nothing when it already is.
+    ///
+    /// `F_SEAL_WRITE` waits up to 150 ms for pages that somebody has pinned (a peer's `splice`), and a named object is on
+    /// a file system: both are refused to a scheduler ([`Error::DirtyNeeded`]).
     pub fn seal(&self, wait: Wait) -> Result<Sealed> {
+        if wait == Wait::Spin && (self.header.named || self.exported.load(Ordering::Relaxed)) {
+            return Err(Error::DirtyNeeded);
+        }
         if let Some(done) = self.sealed_before()? {
             return Ok(done);
         }
@@ -235,7 +241,7 @@ mod tests {
             ..Request::default()
         })
         .unwrap();
-        let header = Header::draft("pinned", "tests", SIZE);
+        let header = Header::draft("shm_pinned", "tests", SIZE);
         let page = header.encode(Live::FRESH);
         let permit = Permit::take(u64::MAX).unwrap();
         let length = object.length() as usize;

@@ -36,6 +36,13 @@ defmodule Snakepit.SharedMemory.Broker.AttachTest do
     assert ReferenceCounter.get_references(id) == {:ok, [{:peer, peer.session}]}
   end
 
+  test "of a region whose metadata are as deep as can be works", %{in: opts, peer: peer} do
+    deep = fn levels -> Enum.reduce(1..levels, 1, fn _, inner -> %{"a" => inner} end) end
+    levels = Enum.find(200..1, &match?({:ok, _}, Shm.allocate(8, [metadata: deep.(&1)] ++ opts)))
+    region = Shm.allocate!(8, [metadata: deep.(levels)] ++ opts)
+    assert %{"ok" => true} = RawPeer.attach(peer, Shm.handle(region))
+  end
+
   test "twice is holding once", %{in: opts, peer: peer} do
     region = Shm.put!("abc", opts)
     for _ <- 1..2, do: RawPeer.attach!(peer, Shm.handle(region))
@@ -208,12 +215,18 @@ defmodule Snakepit.SharedMemory.Broker.AttachTest do
       assert %{"mode" => "read_only"} = RawPeer.attach!(peer, handle)
     end
 
-    test "attached again and stricter, the session may do less", %{in: opts, peer: peer} do
+    test "attached again and stricter, the first attachment stays as it is", %{in: opts, peer: peer} do
       region = Shm.allocate!(8, [peers: :read_write] ++ opts)
       RawPeer.attach!(peer, Shm.handle(region))
-      RawPeer.attach!(peer, Shm.handle(region), %{"want" => "read_only"})
-      answer = RawPeer.request(peer, "write_begin", %{id: region.id, timeout: 0})
-      assert RawPeer.refusal(answer) == :read_only
+      assert %{"mode" => "read_only"} = RawPeer.attach!(peer, Shm.handle(region), %{"want" => "read_only"})
+      assert %{"ok" => true} = RawPeer.request(peer, "write_begin", %{id: region.id, timeout: 0})
+    end
+
+    test "attached again and less strict, the session may do more", %{in: opts, peer: peer} do
+      region = Shm.allocate!(8, [peers: :read_write] ++ opts)
+      RawPeer.attach!(peer, Shm.handle(region, mode: :read_only))
+      assert %{"mode" => "read_write"} = RawPeer.attach!(peer, Shm.handle(region))
+      assert %{"ok" => true} = RawPeer.request(peer, "write_begin", %{id: region.id, timeout: 0})
     end
   end
 end
