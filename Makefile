@@ -41,7 +41,7 @@ test: ## Format, lint and test Elixir, Rust and Python
 	cd native && cargo clippy --workspace --all-targets --locked -- -D warnings
 	cd native && cargo test --workspace --locked
 	mix test
-	$(SNAKEPIT_PYTHON) -m pytest -q -p no:cacheprovider priv/python/tests
+	$(SNAKEPIT_PYTHON) -m pytest -q test/python
 
 bench: ## Measure; figures go to bench/results
 	@.ci/setup bench

@@ -254,11 +254,10 @@ defmodule Snakepit.PeerCase do
     :ok = :socket.bind(socket, %{family: :local, path: path})
     :ok = :socket.listen(socket)
     client = Snakepit.RawPeer.connect(path)
+    File.rm!(path)
     {:ok, number} = :socket.getopt(client.socket, {:otp, :fd})
     with {:ok, watch, _} <- Native.peer_watch(number, self(), :first), do: Native.peer_watch_close(watch)
     Enum.each([client.socket, socket], &:socket.close/1)
-    File.rm(path)
-    :ok
   end
 
   setup context do

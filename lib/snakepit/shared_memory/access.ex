@@ -140,7 +140,8 @@ defmodule Snakepit.SharedMemory.Access do
 
   # Only peers' sessions can map it writable besides the VM.
   defp writers(instance, id) do
-    for {:peer, session} <- Registry.holders(instance, id) do
+    for {:peer, session} <- Registry.holders(instance, id),
+        :ets.lookup(instance.tables.grants, {session, id}) == [{{session, id}, :read_write}] do
       case :ets.lookup(instance.tables.sessions, session) do
         [{_, %{name: name, os_pid: pid}}] -> %{session: session, name: name, os_pid: pid}
         [] -> %{session: session}

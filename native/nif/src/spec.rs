@@ -9,7 +9,6 @@ use snakepit_shm_core::error::{Error, Result};
 use snakepit_shm_core::header::{CleanupPolicy, DATA_OFFSET, Header, Live, State};
 use snakepit_shm_core::identity::boot_id_hex;
 use snakepit_shm_core::segment::Plan;
-use std::any::type_name;
 
 /// `t:Snakepit.Native.spec/0`. The outer error is `badarg` (something is missing or of a wrong type), the inner one
 /// [`Error::InvalidSpec`] (a number or text that does not fit).
@@ -105,12 +104,12 @@ pub fn identity<'a>(env: Env<'a>, identity: &snakepit_shm_core::header::Identity
         .encode(env)
 }
 
-fn get<'a, T: Decoder<'a>>(spec: Term<'a>, key: Atom, field: &'static str) -> std::result::Result<T, Flaw> {
+fn get<'a, T: Field<'a>>(spec: Term<'a>, key: Atom, field: &'static str) -> std::result::Result<T, Flaw> {
     decode(spec.map_get(key)?, field)
 }
 
 /// A value, or `nil`.
-fn optional<'a, T: Decoder<'a>>(
+fn optional<'a, T: Field<'a>>(
     spec: Term<'a>,
     key: Atom,
     field: &'static str,
@@ -127,18 +126,34 @@ fn shape(term: Term<'_>) -> std::result::Result<Vec<u64>, Flaw> {
     dimensions.into_iter().map(|item| decode(item, "shape")).collect()
 }
 
-fn decode<'a, T: Decoder<'a>>(term: Term<'a>, field: &'static str) -> std::result::Result<T, Flaw> {
-    term.decode().map_err(|_| {
-        let message = match (term.get_type(), type_name::<T>()) {
-            (TermType::Integer, name @ ("u64" | "u32")) => {
-                let most = if name == "u64" { u64::MAX } else { u64::from(u32::MAX) };
-                format!("0 to {most}")
-            }
-            (TermType::Binary, name) if name == type_name::<String>() => "UTF-8".to_owned(),
-            _ => return Flaw::Nif(NifError::BadArg),
-        };
-        Flaw::Misfit(Error::InvalidSpec { field, message })
+fn decode<'a, T: Field<'a>>(term: Term<'a>, field: &'static str) -> std::result::Result<T, Flaw> {
+    term.decode().map_err(|_| match T::MISFIT {
+        Some((kind, message)) if term.get_type() == kind => Flaw::Misfit(Error::invalid_spec(field, message)),
+        _ => Flaw::Nif(NifError::BadArg),
     })
+}
+
+/// What a specification is made of. `MISFIT`: a term of this type that cannot be decoded does not fit; any other is of a
+/// wrong type.
+trait Field<'a>: Decoder<'a> {
+    const MISFIT: Option<(TermType, &'static str)> = None;
+}
+
+impl Field<'_> for bool {}
+impl Field<'_> for Atom {}
+impl<'a> Field<'a> for Binary<'a> {}
+impl<'a> Field<'a> for Term<'a> {}
+
+impl Field<'_> for u32 {
+    const MISFIT: Option<(TermType, &'static str)> = Some((TermType::Integer, "32 bits without a sign"));
+}
+
+impl Field<'_> for u64 {
+    const MISFIT: Option<(TermType, &'static str)> = Some((TermType::Integer, "64 bits without a sign"));
+}
+
+impl Field<'_> for String {
+    const MISFIT: Option<(TermType, &'static str)> = Some((TermType::Binary, "not UTF-8"));
 }
 
 fn huge_pages(atom: Atom) -> NifResult<HugePages> {

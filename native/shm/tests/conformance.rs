@@ -45,7 +45,7 @@ impl Kind for AnonymousKind {
     fn plan(_: &Place, size: u64) -> Plan {
         Plan::anonymous(Header {
             peers_write: true,
-            ..Header::draft("r", "conformance", size)
+            ..Header::draft("shm_r", "conformance", size)
         })
     }
 }
@@ -71,7 +71,7 @@ impl Kind for NamedKind {
         Plan::named(
             Header {
                 peers_write: true,
-                ..Header::draft("r", "conformance", size)
+                ..Header::draft("shm_r", "conformance", size)
             },
             &place.path(),
         )
@@ -273,7 +273,7 @@ fn sealed_is_for_ever<K: Kind>() {
     segment.write(0, &[b"kept"], Wait::Spin).unwrap();
     let sealed = segment.seal(Wait::Patient).unwrap();
     assert_eq!((sealed.copied, sealed.zero_copy), (false, K::ZERO_COPY));
-    assert_eq!(segment.seal(Wait::Spin), Ok(sealed));
+    assert_eq!(segment.seal(Wait::Patient), Ok(sealed));
     assert_eq!(segment.write(0, &[b"no"], Wait::Spin), Err(Error::Sealed));
     assert_eq!(segment.write_begin(7), Err(Error::Sealed));
     assert_eq!(segment.punch(0, 1, Wait::Spin), Err(Error::Sealed));
@@ -294,7 +294,7 @@ fn closed_is_closed<K: Kind>() {
     assert_eq!(segment.info().phase, PhaseName::Closed);
     assert_eq!(read(&segment, 0, 1), Err(Error::Closed));
     assert_eq!(segment.write(0, &[b"x"], Wait::Spin), Err(Error::Closed));
-    assert_eq!(segment.seal(Wait::Spin), Err(Error::Closed));
+    assert_eq!(segment.seal(Wait::Patient), Err(Error::Closed));
     assert_eq!(segment.view(0, 1).unwrap_err(), Error::Closed);
     assert_eq!(segment.export(false).unwrap_err(), Error::Closed);
     assert_eq!(segment.resident(), Err(Error::Closed));
@@ -317,7 +317,7 @@ fn a_spoiled_header_is_named_and_remembered<K: Kind>() {
         (24, "data size"),
         (60, "created at"),
         (113, "id"),
-        (4000, "reserved at 3664"),
+        (4000, "reserved at 3888"),
     ] {
         let place = Place::new();
         let segment = segment::<K>(&place, 100);
@@ -368,13 +368,36 @@ fn an_invalidated_segment_is_not_read<K: Kind>() {
     let peer = segment.export(false).unwrap();
     segment.invalidate("because");
     segment.invalidate("too late");
-    assert_eq!(
-        read(&segment, 0, 1),
-        Err(Error::Invalid {
-            reason: "because".to_owned()
-        })
-    );
+    let refused = || Error::invalid("because");
+    assert_eq!(read(&segment, 0, 1), Err(refused()));
+    assert_eq!(segment.export(false).unwrap_err(), refused());
+    assert_eq!(segment.export(true).unwrap_err(), refused());
     assert_eq!(support::live_line(&peer).2, State::Invalid as u32);
+}
+
+fn what_may_block_is_not_for_a_scheduler<K: Kind>() {
+    let place = Place::new();
+    let segment = segment::<K>(&place, 100);
+    assert!(segment.export(true).is_ok());
+    assert_eq!(segment.seal(Wait::Spin), Err(Error::DirtyNeeded));
+    assert_eq!(segment.write(0, &[b"still allocated"], Wait::Spin), Ok(1));
+    assert!(segment.seal(Wait::Patient).is_ok());
+}
+
+fn idleness_counts_from_the_last_use<K: Kind>() {
+    let place = Place::new();
+    let segment = segment::<K>(&place, 100);
+    std::thread::sleep(std::time::Duration::from_millis(40));
+    let idle = segment.idle();
+    assert!((30..10_000).contains(&idle), "{idle}");
+    let wall = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let ago = wall.as_millis() as i64 - segment.info().last_access;
+    assert!((30..10_000).contains(&ago), "{ago}");
+    segment.touch();
+    assert!(segment.idle() < idle);
+    assert_eq!(segment.info().access_count, 1);
 }
 
 fn a_file_fills_it<K: Kind>() {
@@ -492,6 +515,8 @@ conformance! {
         a_consistent_forgery_is_noticed,
         what_a_peer_writes_into_the_live_line_is_not_believed,
         an_invalidated_segment_is_not_read,
+        what_may_block_is_not_for_a_scheduler,
+        idleness_counts_from_the_last_use,
         a_file_fills_it,
         reads_are_never_torn,
         everything_may_race_with_close,

@@ -38,7 +38,7 @@ impl Drop for Name {
 fn create(name: &Name) -> Segment {
     let header = Header {
         peers_write: true,
-        ..Header::draft("interop", "tests", 1000)
+        ..Header::draft("shm_interop", "tests", 1000)
     };
     Segment::create(Budget::new().charge(1, 1).unwrap(), Plan::named(header, &name.path())).unwrap()
 }

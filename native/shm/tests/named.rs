@@ -8,18 +8,20 @@
 
 mod support;
 
-use snakepit_shm_core::backend::{HugePages, read_header, unlink_if};
+use snakepit_shm_core::backend::{HugePages, is_served, read_header, unlink_if};
 use snakepit_shm_core::budget::Budget;
 use snakepit_shm_core::error::{Error, Result};
 use snakepit_shm_core::header::{Header, State};
 use snakepit_shm_core::segment::{PhaseName, Plan, Segment, Wait};
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use support::{Place, read};
 
 fn draft(id: &str, size: u64) -> Header {
-    Header::draft(id, "named", size)
+    Header::draft(&format!("shm_{id}"), "named", size)
 }
 
 fn create(path: &Path, header: Header) -> Result<Segment> {
@@ -43,7 +45,7 @@ fn a_name_is_taken_once() {
     let place = Place::new();
     let segment = create(&place.path(), draft("first", 100)).unwrap();
     assert_eq!(create(&place.path(), draft("second", 100)).unwrap_err(), Error::Exists);
-    assert_eq!(read_header(&place.path()).unwrap().0.id, "first");
+    assert_eq!(read_header(&place.path()).unwrap().0.id, "shm_first");
     segment.close(true);
     assert!(place.is_empty());
     assert!(create(&place.path(), draft("third", 100)).is_ok());
@@ -94,7 +96,7 @@ fn it_lives_on_after_close_and_is_sealed_for_who_opens_it_later() {
     let (header, live, length) = read_header(&place.path()).unwrap();
     assert_eq!(
         (header.id.as_str(), live.state, live.sequence, length),
-        ("kept", State::Sealed, 2, 8192)
+        ("shm_kept", State::Sealed, 2, 8192)
     );
     let segment = open(&place.path()).unwrap();
     assert_eq!(segment.info().phase, PhaseName::Sealed);
@@ -112,10 +114,233 @@ fn a_freed_one_is_not_opened() {
     assert_eq!(read_header(&link).unwrap().1.state, State::Freed);
     assert_eq!(
         open(&link).unwrap_err(),
-        Error::Invalid {
-            reason: "freed".to_owned()
-        }
+        Error::corrupted("state", "freed", "allocated or sealed")
     );
+}
+
+/// Changes the live line as a writer that was killed leaves it.
+fn leave(path: &Path, sequence: u64, writer: u64, state: u32) {
+    let mut line = [sequence.to_le_bytes(), writer.to_le_bytes()].concat();
+    line.extend(state.to_le_bytes());
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&line, 4032).unwrap();
+}
+
+#[test]
+fn what_nobody_knows_the_contents_of_is_invalid() {
+    let place = Place::new();
+    for (left, reason) in [
+        ((7, 1, 1), "a writer (1) ended in the middle of a write, sequence 7"),
+        ((9, 12, 2), "a writer (12) ended in the middle of a write, sequence 9"),
+        ((4, 0, 4), "marked invalid in its header"),
+        ((5, 1, 4), "marked invalid in its header"),
+    ] {
+        drop(create(&place.path(), draft("left", 100)).unwrap());
+        leave(&place.path(), left.0, left.1, left.2);
+        let segment = open(&place.path()).unwrap();
+        let refused = || Error::invalid(reason);
+        assert_eq!(segment.info().phase, PhaseName::Invalid);
+        assert_eq!(read(&segment, 0, 1), Err(refused()));
+        assert_eq!(segment.write(0, &[b"x"], Wait::Patient), Err(refused()));
+        assert_eq!(segment.fill(&place.path(), 0, 1), Err(refused()));
+        assert_eq!(segment.view(0, 1).unwrap_err(), refused());
+        assert_eq!(segment.seal(Wait::Patient), Err(refused()));
+        assert_eq!(segment.generation(), Err(refused()));
+        assert_eq!(segment.export(false).unwrap_err(), refused());
+        assert_eq!(segment.export(true).unwrap_err(), refused());
+        assert_eq!(segment.write_begin(5), Err(refused()));
+        assert_eq!(segment.write_end(5), Err(Error::NotWriter { writer: 0 }));
+        // Nothing is repaired, and it is served like any other until it is closed.
+        assert_eq!(read_header(&place.path()).unwrap().1.sequence, left.0);
+        assert!(is_served(&place.path()));
+        segment.close(true);
+        assert!(place.is_empty());
+    }
+}
+
+#[test]
+fn a_sequence_that_cannot_be_is_corrupted() {
+    let place = Place::new();
+    drop(create(&place.path(), draft("counted", 100)).unwrap());
+    leave(&place.path(), u64::MAX - 1, 0, 1);
+    assert_eq!(corrupted_field(open(&place.path()).unwrap_err()), "sequence");
+}
+
+#[test]
+fn holes_are_filled_when_it_is_opened() {
+    let place = Place::new();
+    let blocks = || fs::metadata(place.path()).unwrap().blocks() * 512;
+    let plan = Plan {
+        reserve: false,
+        ..Plan::named(draft("sparse", 1 << 20), &place.path())
+    };
+    drop(Segment::create(Budget::new().charge(1, 1).unwrap(), plan).unwrap());
+    assert!(blocks() < 1 << 20);
+    let segment = open(&place.path()).unwrap();
+    assert!(blocks() >= 1 << 20);
+    assert_eq!(read(&segment, 1000, 2).unwrap(), [0, 0]);
+    segment.close(true);
+
+    // More than there is.
+    let free = nix::sys::statvfs::statvfs(&place.directory()).unwrap();
+    let size = (free.blocks_available() as u64 + 1024) * free.fragment_size() as u64;
+    let plan = Plan {
+        reserve: false,
+        ..Plan::named(draft("sparse", size), &place.path())
+    };
+    drop(Segment::create(Budget::new().charge(1, 1).unwrap(), plan).unwrap());
+    let error = open(&place.path()).unwrap_err();
+    assert!(
+        matches!(error, Error::NoSpace { .. } | Error::NotEnoughMemory { .. }),
+        "{error:?}"
+    );
+    // An invalid one takes nothing, and can be removed.
+    leave(&place.path(), 1, 1, 1);
+    let segment = open(&place.path()).unwrap();
+    assert_eq!(segment.info().phase, PhaseName::Invalid);
+    segment.close(true);
+    assert!(place.is_empty());
+}
+
+#[test]
+fn the_label_is_in_the_header() {
+    let place = Place::new();
+    let header = Header {
+        label: Some("weights".to_owned()),
+        access_read_only: true,
+        ..draft("labelled", 100)
+    };
+    let segment = create(&place.path(), header).unwrap();
+    let (found, ..) = read_header(&place.path()).unwrap();
+    assert_eq!(&found, segment.header());
+    assert_eq!(found.label.as_deref(), Some("weights"));
+    assert!(found.access_read_only && !found.owner_read_only);
+}
+
+/// Whether somebody else could have it, by an opening of our own.
+fn can_be_locked(path: &Path) -> bool {
+    let file = fs::File::open(path).unwrap();
+    // SAFETY: flock takes a descriptor, which lives through the call.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 }
+}
+
+#[test]
+fn it_is_locked_as_long_as_it_is_served() {
+    let place = Place::new();
+    let path = place.path();
+    assert!(!is_served(&path));
+    let first = create(&path, draft("served", 4 << 20)).unwrap();
+    assert!(is_served(&path) && !can_be_locked(&path));
+    // Asking leaves no lock behind.
+    let second = open(&path).unwrap();
+    assert!(is_served(&path));
+    first.close(false);
+    first.close(false);
+    assert!(is_served(&path) && !can_be_locked(&path), "the second is still there");
+    second.invalidate("still served");
+    assert!(is_served(&path));
+    drop(second);
+    // Whatever the reaper still has to do.
+    assert!(!is_served(&path) && can_be_locked(&path));
+    let third = open(&path).unwrap();
+    assert!(is_served(&path));
+    third.close(true);
+    assert!(!is_served(&path));
+}
+
+#[test]
+fn a_peers_descriptor_does_not_keep_the_lock() {
+    let place = Place::new();
+    let segment = create(
+        &place.path(),
+        Header {
+            peers_write: true,
+            ..draft("exported", 100)
+        },
+    )
+    .unwrap();
+    let exports = [segment.export(true).unwrap(), segment.export(false).unwrap()];
+    // Neither can a peer give it away.
+    for export in &exports {
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::flock(export.number(), libc::LOCK_UN) }, 0);
+    }
+    assert!(is_served(&place.path()));
+    segment.close(false);
+    assert!(!is_served(&place.path()) && can_be_locked(&place.path()));
+}
+
+#[test]
+fn what_another_process_serves_is_not_opened() {
+    let place = Place::new();
+    create(&place.path(), draft("theirs", 100)).unwrap().close(false);
+    let file = fs::File::open(place.path()).unwrap();
+    // An open file description of its own excludes like another process.
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }, 0);
+    assert!(is_served(&place.path()));
+    let budget = Budget::new();
+    assert_eq!(
+        Segment::open(budget.charge(1, 1).unwrap(), &place.path(), 0).unwrap_err(),
+        Error::Locked { path: place.path() }
+    );
+    assert_eq!(budget.usage(), (0, 0));
+    drop(file);
+    assert!(open(&place.path()).is_ok());
+}
+
+#[test]
+fn probes_are_not_in_the_way() {
+    let place = Place::new();
+    create(&place.path(), draft("probed", 100)).unwrap().close(false);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    is_served(&place.path());
+                    std::thread::sleep(std::time::Duration::from_micros(50));
+                }
+            });
+        }
+        let opened = (0..200).try_for_each(|_| open(&place.path()).map(drop));
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(opened, Ok(()));
+    });
+}
+
+#[test]
+fn one_vm_may_open_and_close_it_from_everywhere() {
+    let place = Place::new();
+    create(&place.path(), draft("contended", 100)).unwrap().close(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    let segment = open(&place.path()).unwrap();
+                    assert!(is_served(&place.path()));
+                    drop(segment);
+                }
+            });
+        }
+    });
+    assert!(!is_served(&place.path()));
+}
+
+#[test]
+fn what_is_no_object_is_not_served() {
+    let place = Place::new();
+    let link = place.directory().join("link");
+    let _segment = create(&place.path(), draft("target", 100)).unwrap();
+    symlink(place.path(), &link).unwrap();
+    for path in [
+        &link,
+        &place.directory(),
+        &place.directory().join("none"),
+        Path::new("/dev/null/x"),
+    ] {
+        assert!(!is_served(path), "{path:?}");
+    }
 }
 
 #[test]
@@ -154,7 +379,7 @@ fn an_unlinked_or_replaced_file_is_noticed() {
     assert_eq!(corrupted_field(read(&segment, 0, 1).unwrap_err()), "unlinked");
     // The other's name is not ours to take away.
     segment.close(true);
-    assert_eq!(read_header(&place.path()).unwrap().0.id, "other");
+    assert_eq!(read_header(&place.path()).unwrap().0.id, "shm_other");
     assert_eq!(other.write(0, &[b"x"], Wait::Spin), Ok(1));
 }
 
@@ -196,11 +421,14 @@ fn a_foreign_owner_is_refused() {
 fn unlink_needs_the_right_id() {
     let place = Place::new();
     create(&place.path(), draft("right", 100)).unwrap();
-    assert_eq!(unlink_if(&place.path(), "wrong"), Err(Error::Replaced));
-    assert_eq!(unlink_if(&place.path(), "right"), Ok(()));
-    assert_eq!(unlink_if(&place.path(), "right"), Err(Error::NotFound));
+    assert_eq!(unlink_if(&place.path(), "shm_wrong"), Err(Error::Replaced));
+    assert_eq!(unlink_if(&place.path(), "shm_right"), Ok(()));
+    assert_eq!(unlink_if(&place.path(), "shm_right"), Err(Error::NotFound));
     fs::write(place.path(), vec![0; 8192]).unwrap();
-    assert_eq!(corrupted_field(unlink_if(&place.path(), "right").unwrap_err()), "magic");
+    assert_eq!(
+        corrupted_field(unlink_if(&place.path(), "shm_right").unwrap_err()),
+        "magic"
+    );
     assert!(place.path().exists());
 }
 
@@ -306,18 +534,20 @@ fn a_killed_creator_leaves_only_whole_objects() {
         for entry in fs::read_dir(place.directory()).unwrap() {
             let path = entry.unwrap().path();
             let (header, live, length) = read_header(&path).unwrap();
-            assert_eq!(
-                Some(header.id.as_str()),
-                path.file_name().and_then(|name| name.to_str())
-            );
+            let name = path.file_name().and_then(|name| name.to_str());
+            assert_eq!(header.id.strip_prefix("shm_"), name);
             assert_eq!(length, fs::metadata(&path).unwrap().size());
             assert!(matches!(live.state, State::Allocated | State::Freed));
             if live.state == State::Allocated {
-                // Whoever died while writing is not in the way of who comes next.
+                // The lock has died with it.
+                assert!(!is_served(&path));
                 let segment = open(&path).unwrap();
-                let generation = segment.generation().unwrap();
-                assert_eq!(segment.write(0, &[b"next"], Wait::Spin), Ok(generation + 1));
-                assert_eq!(read_header(&path).unwrap().1.sequence, 2 * (generation + 1));
+                if live.sequence % 2 == 1 {
+                    assert!(matches!(segment.generation(), Err(Error::Invalid { .. })));
+                } else {
+                    assert_eq!(segment.write(0, &[b"next"], Wait::Spin), Ok(live.sequence / 2 + 1));
+                    assert_eq!(read_header(&path).unwrap().1.sequence, live.sequence + 2);
+                }
             }
         }
     }

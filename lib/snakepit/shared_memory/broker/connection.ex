@@ -141,7 +141,7 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
 
   defp handle("hello", request, rid, %{session: nil} = state) do
     with :ok <- check_version(request["version"]),
-         {:ok, name} <- text(request, "name", 64),
+         {:ok, name} <- name(request),
          {:ok, id, session} <- open(state, request["session"], name),
          state = %{state | session: session, id: id},
          grace = state.instance.config.reconnect_grace,
@@ -563,6 +563,13 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
 
   defp id(%{"id" => id}) when is_binary(id) and byte_size(id) <= 127, do: {:ok, id}
   defp id(request), do: bad("id", "text of at most 127 bytes", request["id"])
+
+  # It goes into messages and logs.
+  defp name(request) do
+    with {:ok, name} <- text(request, "name", 64) do
+      if name =~ ~r/\A[[:print:]]*\z/u, do: {:ok, name}, else: bad("name", "printable text", name)
+    end
+  end
 
   defp text(request, key, limit) do
     case request[key] do

@@ -7,7 +7,7 @@ use crate::headroom::Grant;
 use crate::signal::without_sigxfsz;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl, open};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Reserving goes in steps: each is preceded by a look at what is left.
@@ -137,7 +137,7 @@ pub(super) fn export(object: &dyn Object, writable: bool, confined: bool, reserv
     let result = if writable {
         duplicate(object.fd())
     } else {
-        match reopen_read_only(object.fd()) {
+        match reopen_read_only(object.fd()).or_else(|error| restore_mode(object.fd(), error)) {
             Err(error) if confined && (error.is_os(Errno::ENOENT) || error.is_os(Errno::EACCES)) => {
                 duplicate(object.fd())
             }
@@ -146,6 +146,18 @@ pub(super) fn export(object: &dyn Object, writable: bool, confined: bool, reserv
     };
     let fd = result.map_err(|error| with_reserve(error, reserve))?;
     Descriptor::new(fd, reserve, object.length())
+}
+
+/// A peer of our own user may have taken the owner's rights from the object (`fchmod` works on any descriptor of it); they
+/// are ours to give again.
+fn restore_mode(fd: BorrowedFd<'_>, error: Error) -> Result<OwnedFd> {
+    if !error.is_os(Errno::EACCES) {
+        return Err(error);
+    }
+    let mode = fstat(fd).map_err(|errno| Error::os("fstat", errno))?.st_mode;
+    let mode = Mode::from_bits_truncate(mode) | Mode::S_IRUSR | Mode::S_IWUSR;
+    fchmod(fd, mode).map_err(|errno| Error::os("fchmod", errno))?;
+    reopen_read_only(fd)
 }
 
 fn reopen_read_only(fd: BorrowedFd<'_>) -> Result<OwnedFd> {

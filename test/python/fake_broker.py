@@ -28,6 +28,7 @@ ITEM = {"uint8": 1, "int32": 4, "float32": 4, "float64": 8, "bfloat16": 2, "comp
 def header(
     id: str, size: int, *, dtype: Optional[str] = None, shape: Optional[List[int]] = None, metadata: Optional[Dict[str, Any]] = None,
     named: bool = False, peers_write: bool = True, state: int = 1, sequence: int = 0,
+    access_read_only: bool = False, owner_read_only: bool = False, label: str = "",
 ) -> bytes:
     """The page of native/shm/LAYOUT.md."""
     page = bytearray(4096)
@@ -40,7 +41,7 @@ def header(
 
     page[0:8] = b"SNKPSHM\0"
     struct.pack_into("<IIQQ", page, 8, 1, 4096, 4096, size)
-    struct.pack_into("<IIII", page, 32, int(named) | (4 if peers_write else 0), 0o600, 1, 0)
+    struct.pack_into("<IIII", page, 32, int(named) | peers_write << 2 | access_read_only << 3 | owner_read_only << 4, 0o600, 1, 0)
     struct.pack_into("<QQ", page, 48, 2**64 - 1, int(time.time() * 1e6))
     page[64:80] = BOOT_ID
     struct.pack_into("<QQQ", page, 80, os.stat("/proc/self/ns/pid").st_ino, os.getpid(), 1)
@@ -53,6 +54,7 @@ def header(
     raw = json.dumps(metadata or {}).encode()
     struct.pack_into("<I", page, 584, len(raw))
     page[592 : 592 + len(raw)] = raw
+    text(3664, 223, label)
     struct.pack_into("<I", page, 4028, zlib.crc32(page[:4028]))
     struct.pack_into("<QQI", page, 4032, sequence, 0, state)
     return bytes(page)
@@ -256,7 +258,7 @@ class FakeBroker:
         """Makes a region; answers its handle."""
         with self.cond:
             self.count += 1
-            id = id or f"r-{self.count}"
+            id = id or f"shm_r{self.count}"
             if fd is None:
                 fd = self.memfd(data, header(id, len(data), dtype=dtype, shape=shape, metadata=metadata))
             region = self.regions[id] = Stored(id, fd, len(data), dtype, shape, metadata or {}, mode, named)
@@ -421,7 +423,7 @@ class FakeBroker:
             product *= n
         assert (dtype is None and shape is None) or product * ITEM[dtype] == size
         self.count += 1
-        id = f"r-{self.count}"
+        id = f"shm_r{self.count}"
         fd = self.memfd(b"", header(id, size, dtype=dtype, shape=shape, metadata=request["metadata"]), length=pages(4096 + size))
         region = self.regions[id] = Stored(id, fd, size, dtype, shape, request["metadata"], "read_write")
         region.owner = peer.session

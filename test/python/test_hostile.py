@@ -178,14 +178,14 @@ def attach_to(broker, fd, **described):
 
 
 def test_an_object_that_is_shorter_or_longer(broker):
-    page = fake_broker.header("r-1", 3)
+    page = fake_broker.header("shm_r1", 3)
     assert attach_to(broker, broker.memfd(b"abc", page, length=4096)) == "length"
     assert attach_to(broker, broker.memfd(b"abc", page, length=65536)) == "length"
 
 
 @pytest.mark.parametrize("seals", [0, 2, 4, 8])
 def test_an_object_that_can_be_truncated(broker, seals):
-    assert attach_to(broker, broker.memfd(b"abc", fake_broker.header("r-1", 3), seals=seals)) == "seals"
+    assert attach_to(broker, broker.memfd(b"abc", fake_broker.header("shm_r1", 3), seals=seals)) == "seals"
 
 
 def test_something_that_is_no_memory(broker, tmp_path):
@@ -205,20 +205,21 @@ def test_something_that_is_no_memory(broker, tmp_path):
         (0, b"X", "magic"), (8, b"\x02", "layout version"), (12, b"\x01", "header size"), (16, b"\x01", "data offset"), (24, b"\0", "data size"),
         (24, b"\xff" * 8, "data size"), (32, b"\xff", "flags"), (40, b"\0", "cleanup policy"), (44, b"\x01", "reserved bytes at 44"), (104, b"\x01", "reserved bytes at 104"),
         (112, b"\x80", "id"), (113, b"\xff", "id"), (120, b"x", "id"), (240, b"\xff", "instance"), (304, b"\x10", "dtype"), (320, b"\x21\0\0\0", "dimensions"),
-        (328, b"\x01", "shape"), (584, b"\x01\x0c", "metadata length"), (3000, b"\x01", "reserved bytes at 594"), (3700, b"\x01", "reserved bytes at 3664"),
-        (63, b"\x99", "checksum"), (4028, b"\0\0\0\0", "checksum"), (4048, b"\x05", "state"), (4048, b"\x04", "state"),
+        (328, b"\x01", "shape"), (584, b"\x01\x0c", "metadata length"), (3000, b"\x01", "reserved bytes at 594"), (3900, b"\x01", "reserved bytes at 3888"),
+        (63, b"\x99", "created at"), (112, b"\0\0\0\0\0\0\0", "id"), (113, b"S", "id"), (304, b"\x05int17", "dtype"), (304, b"\x05int16\0\0\0\0\0\0\0\0\0\0\x01\0\0\0", "shape"),
+        (3664, b"\xe0", "name"), (3664, b"\x01a", "name"), (3666, b"a", "name"), (90, b"\x01", "checksum"), (4028, b"\0\0\0\0", "checksum"), (4048, b"\x05", "state"), (4048, b"\x04", "state"),
     ],
 )
 def test_a_damaged_header_names_the_field(broker, at, change, field):
-    page = bytearray(fake_broker.header("r-1", 3))
+    page = bytearray(fake_broker.header("shm_r1", 3))
     page[at : at + len(change)] = change
     assert attach_to(broker, broker.memfd(b"abc", bytes(page))) == field
 
 
 def test_a_header_of_another_region(broker):
-    assert attach_to(broker, broker.memfd(b"abc", fake_broker.header("r-9", 3))) == "id"
-    assert attach_to(broker, broker.memfd(b"abc", fake_broker.header("r-2", 2))) == "data size"
-    assert attach_to(broker, broker.memfd(b"abc", fake_broker.header("r-3", 3, named=True))) == "named"
+    assert attach_to(broker, broker.memfd(b"abc", fake_broker.header("shm_r9", 3))) == "id"
+    assert attach_to(broker, broker.memfd(b"abc", fake_broker.header("shm_r2", 2))) == "data size"
+    assert attach_to(broker, broker.memfd(b"abc", fake_broker.header("shm_r3", 3, named=True))) == "named"
 
 
 def test_no_descriptor_left(broker):

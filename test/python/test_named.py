@@ -40,13 +40,13 @@ def name():
 def make(name, data):
     fd = os.open(f"/dev/shm/{name}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.ftruncate(fd, fake_broker.pages(4096 + len(data)))
-    os.pwrite(fd, fake_broker.header("named", len(data), named=True), 0)
+    os.pwrite(fd, fake_broker.header("shm_named", len(data), named=True, label="weights"), 0)
     os.pwrite(fd, data, 4096)
     return fd
 
 
 def test_through_the_broker(broker, name):
-    handle = broker.put(b"abc", id="named", fd=make(name, b"abc"), named=True)
+    handle = broker.put(b"abc", id="shm_named", fd=make(name, b"abc"), named=True)
     with shm.attach(handle) as region:
         assert region.named and region.read() == b"abc"
     assert os.path.exists(f"/dev/shm/{name}")
