@@ -10,9 +10,10 @@ from typing import Iterator, Set
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
-sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
 
-from fake_broker import FakeBroker  # noqa: E402
+from fake_broker import CLIENT, FakeBroker  # noqa: E402
+
+sys.path.insert(0, str(CLIENT))
 
 from snakepit_shm import connections, options  # noqa: E402
 

@@ -14,7 +14,11 @@ import tempfile
 import threading
 import time
 import zlib
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+# The package under test.
+CLIENT = Path(__file__).resolve().parents[2] / "priv" / "python"
 
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 SEAL, SHRINK, GROW, WRITE = 1, 2, 4, 8

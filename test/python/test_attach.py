@@ -11,6 +11,7 @@ import sys
 import warnings
 
 import pytest
+from fake_broker import CLIENT
 
 import snakepit_shm as shm
 
@@ -237,7 +238,7 @@ def test_the_process_ends_with_regions_open_and_says_nothing(broker):
     code = "import sys, snakepit_shm; r = snakepit_shm.attach(sys.argv[1]); v = r.memoryview()"
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(handle)], capture_output=True, text=True, timeout=20,
-        cwd=str(__import__("pathlib").Path(__file__).parent.parent),
+        cwd=str(CLIENT),
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     broker.until(lambda: not broker.sessions)

@@ -9,6 +9,7 @@ import uuid
 
 import fake_broker
 import pytest
+from fake_broker import CLIENT
 
 import snakepit_shm as shm
 
@@ -61,6 +62,6 @@ def test_the_recipe_leaves_it_alive(name):
 
 
 def test_the_recipe_is_the_readmes():
-    readme = os.path.join(os.path.dirname(os.path.dirname(__file__)), "README.md")
+    readme = CLIENT / "README.md"
     with open(readme, encoding="utf-8") as file:
         assert RECIPE.split("name = sys.argv[1]\n")[1].strip() in file.read()
