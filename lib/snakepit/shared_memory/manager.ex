@@ -508,6 +508,8 @@ defmodule Snakepit.SharedMemory.Manager do
   end
 
   # The first reference of a reference-counted region goes with its owner.
+  defp move_reference(_state, _row, same, same), do: :ok
+
   defp move_reference(state, {id, _, _, _, _, _, %{cleanup_policy: :reference_counted}}, from, to) when is_pid(to) do
     if Registry.holds?(state.instance, id, from), do: ReferenceCounter.move(state.instance, id, from, to)
   end
