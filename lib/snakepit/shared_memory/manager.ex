@@ -65,7 +65,7 @@ defmodule Snakepit.SharedMemory.Manager do
           metadata: map()
         }
 
-  # ── The seed's functions ──────────────────────────────────────────────────────────────────────────────────────
+  # ── By ids and maps ──────────────────────────────────────────────────────────────────────────────────────
 
   @doc """
   Makes a region of `size` bytes, owned by the caller, and gives its id. Options as for

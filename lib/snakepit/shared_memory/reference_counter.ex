@@ -18,7 +18,7 @@ defmodule Snakepit.SharedMemory.ReferenceCounter do
   @type region_id :: String.t()
   @type process_ref :: pid() | reference() | {:peer, String.t()}
 
-  # ── The seed's functions ──────────────────────────────────────────────────────────────────────────────────────
+  # ── By ids and maps ──────────────────────────────────────────────────────────────────────────────────────
 
   @doc "Adds the reference of `holder`, and gives the count. One holder counts once."
   @spec increment(region_id(), process_ref()) :: {:ok, pos_integer()} | {:error, Error.t()}

@@ -5,7 +5,7 @@ defmodule Snakepit.SharedMemory.ConfigTest do
 
   @moduletag shm: false
 
-  # Both examples of the design document that this library began with.
+  # The two examples of the documentation that this library began with: one basic, one with everything.
   @basic [
     enabled: true,
     max_regions: 1000,
