@@ -12,7 +12,10 @@ defmodule Bench.Memory do
   @spec private_dirty(pos_integer() | String.t()) :: non_neg_integer()
   def private_dirty(os_pid) do
     "/proc/#{os_pid}/smaps"
-    |> File.read!()
+    |> File.read()
+    # A process that has ended has none.
+    |> then(fn result -> with {:error, _} <- result, do: {:ok, ""} end)
+    |> elem(1)
     |> String.split("\n")
     |> Enum.reduce({0, true}, &line/2)
     |> elem(0)

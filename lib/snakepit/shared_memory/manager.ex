@@ -299,8 +299,18 @@ defmodule Snakepit.SharedMemory.Manager do
         end
       end)
 
+    restore_names(state.instance)
     ReferenceCounter.sweep(state.instance)
     state
+  end
+
+  # A crash may have come between a row and its name.
+  defp restore_names(%{tables: tables} = instance) do
+    for {name, id} <- :ets.tab2list(tables.names),
+        not :ets.member(tables.regions, id),
+        do: :ets.delete(tables.names, name)
+
+    for {id, _, _, _, _, _, %{name: name}} <- Registry.rows(instance), name, do: :ets.insert(tables.names, {name, id})
   end
 
   defp known_session?(state, session), do: :ets.member(state.instance.tables.sessions, session)
