@@ -269,6 +269,9 @@ end
 
 try do
   Demo.main()
+  # In order: its socket and key go with the instance.
+  Logger.configure(level: :error)
+  Application.stop(:snakepit_shm)
 rescue
   error in [Demo.Failed, Bench.Python.Failed, Snakepit.SharedMemory.Error] ->
     IO.puts(:stderr, "\nThe demo failed: #{Exception.message(error)}")

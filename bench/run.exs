@@ -117,6 +117,9 @@ end
 
 try do
   Bench.Run.main(System.argv())
+  # In order: its socket and key go with the instance.
+  Logger.configure(level: :error)
+  Application.stop(:snakepit_shm)
 rescue
   error in [Bench.Python.Failed, Snakepit.SharedMemory.Error] ->
     IO.puts(:stderr, "\nThe benchmark failed: #{Exception.message(error)}")

@@ -196,7 +196,37 @@ defmodule Snakepit.SharedMemory.SecurityController do
   end
 
   # The directory, and in it the lock that makes the names ours.
-  defp place(%{config: config} = instance) do
+  defp place(instance) do
+    with {:ok, _descriptor, _contents, base} = place <- find_place(instance) do
+      sweep(Path.dirname(base), instance.key)
+      place
+    end
+  end
+
+  # What VMs that were killed have left of names with their process ids in them: nobody takes those up again.
+  defp sweep(directory, key) do
+    prefix = key <> "-"
+
+    for file <- list(directory), String.starts_with?(file, prefix), Path.extname(file) == ".key" do
+      path = Path.join(directory, file)
+
+      # Whoever lives holds the lock.
+      with {:ok, descriptor, _contents} <- Native.lock_file(path) do
+        File.rm(Path.rootname(path) <> ".sock")
+        File.rm(path)
+        Native.descriptor_close(descriptor)
+      end
+    end
+  end
+
+  defp list(directory) do
+    case File.ls(directory) do
+      {:ok, files} -> files
+      {:error, _} -> []
+    end
+  end
+
+  defp find_place(%{config: config} = instance) do
     case lock_in(config.socket_dir, instance.key) do
       # Somebody else was there first: nobody keeps a VM from starting by making a directory.
       {:error, %Error{reason: :foreign_user} = error} when config.socket_dir_auto ->

@@ -57,7 +57,14 @@ defmodule Snakepit.SharedMemory.ModelTest do
   end
 
   def hold(worker, region), do: outcome(in_worker(worker_pid(worker), fn -> Shm.hold(region) end))
-  def release(worker, region), do: outcome(in_worker(worker_pid(worker), fn -> Shm.release(region) end))
+
+  # The Manager frees what nobody holds a moment later; who is faster with a new hold keeps it.
+  def release(worker, region) do
+    result = outcome(in_worker(worker_pid(worker), fn -> Shm.release(region) end))
+    settle(shm())
+    result
+  end
+
   def free(region), do: outcome(Shm.free(region))
 
   def transfer(from, region, to) do

@@ -1,6 +1,7 @@
 defmodule Snakepit.SharedMemory.SurvivalTest do
   # What an operator's machine does to a running instance.
-  use Snakepit.ShmCase, async: true
+  # Not async: one of them sets an environment variable.
+  use Snakepit.ShmCase, async: false
 
   alias Snakepit.SharedMemory.Fault
 
@@ -37,10 +38,11 @@ defmodule Snakepit.SharedMemory.SurvivalTest do
     if Snakepit.Native.effective_uid() == 0 do
       File.chown!(directory, 65_534)
       name = :"t#{System.unique_integer([:positive])}"
+      before = System.fetch_env!("XDG_RUNTIME_DIR")
+      on_exit(fn -> System.put_env("XDG_RUNTIME_DIR", before) end)
       System.put_env("XDG_RUNTIME_DIR", Path.dirname(directory))
-      on_exit(fn -> System.delete_env("XDG_RUNTIME_DIR") end)
       start_supervised!({Snakepit.SharedMemory, name: name}, id: name)
-      System.delete_env("XDG_RUNTIME_DIR")
+      System.put_env("XDG_RUNTIME_DIR", before)
       handle = Shm.handle(Shm.put!("abc", instance: name))
       assert String.starts_with?(handle["socket"], directory <> "-")
       stop_supervised!(name)
@@ -48,6 +50,19 @@ defmodule Snakepit.SharedMemory.SurvivalTest do
     else
       IO.puts(:stderr, "\n1 skipped here: only root can make another user's directory")
     end
+  end
+
+  test "names of VMs that were killed are cleared away; those of the living are not" do
+    directory = temporary_directory("names")
+    File.write!(Path.join(directory, "here-1.key"), "dead")
+    File.write!(Path.join(directory, "here-1.sock"), "dead")
+    File.write!(Path.join(directory, "there-1.key"), "another instance's")
+    {:ok, _lock, _} = Snakepit.Native.lock_file(Path.join(directory, "here.key"))
+
+    # The plain name is taken, so this one gets its process id in its own.
+    start_instance(name: :here, socket_dir: directory)
+    own = "here-#{System.pid()}"
+    assert Enum.sort(File.ls!(directory)) == ["here.key", "#{own}.key", "#{own}.sock", "there-1.key"] |> Enum.sort()
   end
 
   test "small writes find their turn between overlapping large readers", %{in: opts} do
