@@ -89,7 +89,7 @@ defmodule Snakepit.SharedMemory.Telemetry do
   @spec sample(Instance.t(), Stats.operation(), String.t(), non_neg_integer(), (() -> result)) :: result
         when result: var
   def sample(%Instance{telemetry: false, timed: true, stats: stats} = instance, operation, _id, bytes, fun) do
-    if Stats.sample?(stats, operation) do
+    if Stats.sample?() do
       timed(instance, operation, bytes, fun)
     else
       case fun.() do
