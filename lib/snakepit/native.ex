@@ -202,7 +202,7 @@ defmodule Snakepit.Native do
           writer: non_neg_integer(),
           access_count: non_neg_integer(),
           last_access: integer(),
-          views: non_neg_integer(),
+          viewed: boolean(),
           named: boolean(),
           huge_pages: boolean(),
           peers_write: boolean(),

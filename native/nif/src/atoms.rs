@@ -19,7 +19,7 @@ rustler::atoms! {
     prefer, require, no_huge = "no", automatic, manual, reference_counted, allocated, freed, read_write,
 
     // Information.
-    copied, zero_copy, generation, access_count, last_access, views, mapped, page_size, open_files, max_map_count,
+    copied, zero_copy, generation, access_count, last_access, viewed, mapped, page_size, open_files, max_map_count,
     memory_available, memory_limited_by, huge_pages_free, huge_page_size, mappings, descriptors, closing_bytes, watches,
     pid, uid, gid, start_time, snakepit_peer_down,
 }

@@ -5,6 +5,7 @@ use crate::atoms;
 use crate::descriptors::DescriptorResource;
 use crate::reply::{self, done, failure, map, reply};
 use crate::spec;
+use parking_lot::Mutex;
 use rustler::schedule::consume_timeslice;
 use rustler::sys::enif_alloc_binary;
 use rustler::types::atom::Atom;
@@ -16,7 +17,32 @@ use snakepit_shm_core::headroom;
 use snakepit_shm_core::segment::{Info, PhaseName, Plan, Sealed, Segment, View, Wait};
 use std::mem::MaybeUninit;
 
-pub struct SegmentResource(Segment);
+/// A segment, and the one resource that all binaries over its memory share: made by the first view, let go by closing.
+pub struct SegmentResource(Segment, Mutex<Option<ResourceArc<ViewResource>>>);
+
+impl SegmentResource {
+    fn new(segment: Segment) -> Self {
+        SegmentResource(segment, Mutex::new(None))
+    }
+
+    /// The view of the whole. Made under the lock, so that `close` finds it or the segment is closed for it.
+    fn whole(&self) -> Result<ResourceArc<ViewResource>> {
+        let mut cached = self.1.lock();
+        if let Some(view) = &*cached {
+            return Ok(view.clone());
+        }
+        let view = ResourceArc::new(ViewResource(self.0.view(0, self.0.size())?));
+        *cached = Some(view.clone());
+        Ok(view)
+    }
+
+    fn close(&self, unlink: bool) {
+        self.0.close(unlink);
+        let view = self.1.lock().take();
+        // Outside the lock: the last of them unmaps, or hands over to the reaper.
+        drop(view);
+    }
+}
 
 #[rustler::resource_impl]
 impl Resource for SegmentResource {}
@@ -60,7 +86,7 @@ fn create<'a>(env: Env<'a>, charge: &ChargeResource, specification: Term<'a>) ->
 }
 
 fn create_segment(charge: &ChargeResource, plan: Plan) -> Result<Handle> {
-    Ok(ResourceArc::new(SegmentResource(Segment::create(
+    Ok(ResourceArc::new(SegmentResource::new(Segment::create(
         charge.take()?,
         plan,
     )?)))
@@ -78,7 +104,7 @@ fn segment_open_dirty<'a>(
     Ok(match opened {
         Ok((segment, live)) => {
             let header = spec::header(env, segment.header(), live);
-            (atoms::ok(), ResourceArc::new(SegmentResource(segment)), header).encode(env)
+            (atoms::ok(), ResourceArc::new(SegmentResource::new(segment)), header).encode(env)
         }
         Err(error) => failure(env, &error),
     })
@@ -213,10 +239,14 @@ fn seal<'a>(env: Env<'a>, segment: &Handle, wait: Wait) -> Term<'a> {
 
 #[rustler::nif]
 fn segment_view(env: Env<'_>, segment: Handle, offset: u64, length: u64) -> Term<'_> {
-    let viewed = segment.0.view(offset, length).map(|view| {
-        let resource = ResourceArc::new(ViewResource(view));
-        resource.make_binary(env, |view| view.0.bytes())
-    });
+    let viewed = segment
+        .0
+        .look(offset, length)
+        .and_then(|()| segment.whole())
+        .map(|view| {
+            // `look` has checked the range against the size, which the view of the whole has.
+            view.make_binary(env, |view| &view.0.bytes()[offset as usize..(offset + length) as usize])
+        });
     reply(env, viewed)
 }
 
@@ -255,7 +285,7 @@ fn segment_info(env: Env<'_>, segment: Handle) -> Term<'_> {
             (a::writer(), writer.encode(env)),
             (a::access_count(), access_count.encode(env)),
             (a::last_access(), last_access.encode(env)),
-            (a::views(), views.encode(env)),
+            (a::viewed(), (views > 0).encode(env)),
             (a::named(), named.encode(env)),
             (a::huge_pages(), huge_pages.encode(env)),
             (a::peers_write(), peers_write.encode(env)),
@@ -288,13 +318,13 @@ fn segment_touch(segment: Handle) -> Atom {
 
 #[rustler::nif]
 fn segment_close(segment: Handle, unlink: bool) -> Atom {
-    segment.0.close(unlink);
+    segment.close(unlink);
     atoms::ok()
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
 fn segment_close_dirty(segment: Handle, unlink: bool) -> Atom {
-    segment.0.close(unlink);
+    segment.close(unlink);
     atoms::ok()
 }
 

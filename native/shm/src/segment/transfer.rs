@@ -90,6 +90,14 @@ impl Segment {
         })
     }
 
+    /// What `view` checks and notes, for who has a view of the whole already.
+    pub fn look(&self, offset: u64, length: u64) -> Result<()> {
+        self.range(offset, length)?;
+        self.sealed()?.ok_or(Error::NotZeroCopy)?;
+        self.touch();
+        Ok(())
+    }
+
     /// A part of sealed memory, without copying.
     pub fn view(&self, offset: u64, length: u64) -> Result<View> {
         self.range(offset, length)?;
