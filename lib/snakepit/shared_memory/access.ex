@@ -12,6 +12,8 @@ defmodule Snakepit.SharedMemory.Access do
   # A writer that is killed between its write and the announcement leaves this to the clock.
   @look_again 1_000
   @seal_timeout 5_000
+  # Nobody else has it yet, so there is nobody to wait for; a deadline all the same.
+  @fill_timeout 5_000
 
   @spec write(Region.t(), non_neg_integer(), iodata(), timeout()) :: :ok | {:error, Error.t()}
   def write(region, offset, iodata, timeout) do
@@ -40,7 +42,7 @@ defmodule Snakepit.SharedMemory.Access do
     with {:ok, vector, length} <- to_vector(region, iodata),
          {:ok, instance, segment} <- target(region, :write) do
       Telemetry.measure(instance, :write, region.id, length, fn ->
-        put(instance, region, segment, 0, vector, length, :infinity)
+        put(instance, region, segment, 0, vector, length, @fill_timeout)
       end)
     end
   end
