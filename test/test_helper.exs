@@ -9,6 +9,7 @@ ExUnit.after_suite(fn _result ->
   Logger.configure(level: :error)
   Application.stop(:snakepit_shm)
   File.rm_rf!(runtime)
+  Snakepit.NativeFixture.remove()
 end)
 
 # Tests that run for minutes carry `@tag :soak` and run with `mix test --include soak`. Tests tagged `:slow` run by

@@ -1,0 +1,136 @@
+defmodule Snakepit.NativeFixture do
+  @moduledoc false
+  # The native libraries that tests and benchmarks call: test/support/fixtures. They are compiled when they are first
+  # asked for, once in a run, into a temporary directory. Paths are as `erlang:load_nif/2` takes them, without ".so".
+
+  @fixtures Path.expand("fixtures", __DIR__)
+  @flags ~w(-std=c11 -D_DEFAULT_SOURCE -O2 -Wall -Wextra -Werror -fPIC -shared -pthread)
+
+  @doc """
+  The path of a library: the name of a file in fixtures/isolation, or one of
+
+    * `:rustler_current`, `:rustler_older`: the Rustler crate
+    * `:not_a_library`: a text file
+    * `:wrong_architecture`: a library for another kind of processor
+    * `:truncated`: the first page of a library
+    * `:missing`: nothing is there
+  """
+  @spec path(atom()) :: Path.t()
+  def path(name) do
+    made = Path.join(directory(), Atom.to_string(name))
+
+    # One process makes it; the others wait, and find it.
+    unless File.exists?(made <> ".so") do
+      :global.trans({{__MODULE__, name}, self()}, fn -> File.exists?(made <> ".so") || make(name, made) end, [node()])
+    end
+
+    made
+  end
+
+  @doc "Where this VM's libraries are. Whoever has asked for one removes it at the end (`remove/0`)."
+  @spec directory() :: Path.t()
+  def directory, do: Path.join(System.tmp_dir!(), "snakepit-fixtures-#{System.pid()}")
+
+  @spec remove() :: :ok
+  def remove do
+    File.rm_rf!(directory())
+    :ok
+  end
+
+  @doc "The module that a C library is written for: `:snakepit_adder` of adder.c."
+  @spec module(atom()) :: module()
+  def module(name), do: String.to_atom("snakepit_#{name}")
+
+  @doc "The functions in the table of a C library."
+  @spec functions(atom()) :: [{atom(), arity()}]
+  def functions(name) do
+    for [_, function, arity] <- Regex.scan(~r/\{"(\w+)", (\d+), fun_\w+, \w+\}/, File.read!(source(name))),
+        do: {String.to_atom(function), String.to_integer(arity)}
+  end
+
+  @doc """
+  Loads a C library into this VM, in a module made for it, which is returned. For those that do no harm: `:adder`. What it
+  does isolated, it should do here.
+  """
+  @spec load_into_vm(atom(), term()) :: module()
+  def load_into_vm(name, load_info \\ 0) do
+    module = module(name)
+    :global.trans({{__MODULE__, module}, self()}, fn -> load_once(module, name, load_info) end, [node()])
+    module
+  end
+
+  # A NIF library is loaded by a function of its own module.
+  defp load_once(module, name, load_info) do
+    unless :code.is_loaded(module) do
+      functions = functions(name)
+      exports = [{:load, 2} | functions]
+
+      stubs =
+        for {function, arity} <- functions do
+          arguments = for _ <- 1..arity//1, do: {:var, 1, :_}
+          body = {:call, 1, {:remote, 1, {:atom, 1, :erlang}, {:atom, 1, :nif_error}}, [{:atom, 1, :not_loaded}]}
+          {:function, 1, function, arity, [{:clause, 1, arguments, [], [body]}]}
+        end
+
+      variables = [{:var, 1, :Path}, {:var, 1, :Info}]
+      loading = {:call, 1, {:remote, 1, {:atom, 1, :erlang}, {:atom, 1, :load_nif}}, variables}
+      load = {:function, 1, :load, 2, [{:clause, 1, variables, [], [loading]}]}
+      forms = [{:attribute, 1, :module, module}, {:attribute, 1, :export, exports}, load | stubs]
+
+      {:ok, ^module, code} = :compile.forms(forms)
+      {:module, ^module} = :code.load_binary(module, ~c"native_fixture", code)
+      :ok = apply(module, :load, [to_charlist(path(name)), load_info])
+    end
+  end
+
+  # ── Making them ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp make(:missing, _made), do: :ok
+  defp make(:not_a_library, made), do: put(made, "This is a text. It is no library.\n")
+
+  # The field e_machine of the header says aarch64, or x86-64 there.
+  defp make(:wrong_architecture, made) do
+    <<start::binary-size(18), machine::little-16, rest::binary>> = File.read!(path(:adder) <> ".so")
+    put(made, <<start::binary, if(machine == 183, do: 62, else: 183)::little-16, rest::binary>>)
+  end
+
+  defp make(:truncated, made) do
+    <<page::binary-size(4096), _::binary>> = File.read!(path(:adder) <> ".so")
+    put(made, page)
+  end
+
+  defp make(name, made) when name in [:rustler_current, :rustler_older] do
+    crate = Path.join(@fixtures, "rustler_fixture")
+    # In the project's own build directory: what crates.io gave is not built again in each run.
+    target = Path.join([Path.expand("../..", __DIR__), "_build", "rustler_fixture"])
+    arguments = ["build", "--release", "--locked", "--quiet", "-p", "#{name}"]
+    run!("cargo", arguments, cd: crate, env: [{"CARGO_TARGET_DIR", target}, {"RUSTFLAGS", nil}])
+    put(made, File.read!(Path.join(target, "release/lib#{name}.so")))
+  end
+
+  defp make(name, made) do
+    File.exists?(source(name)) || raise ArgumentError, "there is no fixture #{inspect(name)}"
+    include = Path.join(:code.root_dir(), "usr/include")
+    unfinished = "#{made}.#{System.unique_integer([:positive])}"
+    File.mkdir_p!(directory())
+    run!(System.get_env("CC", "cc"), @flags ++ ["-I", include, "-o", unfinished, source(name)], [])
+    File.rename!(unfinished, made <> ".so")
+  end
+
+  defp source(name), do: Path.join([@fixtures, "isolation", "#{name}.c"])
+
+  # Whoever sees the file sees all of it.
+  defp put(made, content) do
+    File.mkdir_p!(directory())
+    unfinished = "#{made}.#{System.unique_integer([:positive])}"
+    File.write!(unfinished, content)
+    File.rename!(unfinished, made <> ".so")
+  end
+
+  defp run!(command, arguments, options) do
+    case System.cmd(command, arguments, [stderr_to_stdout: true] ++ options) do
+      {_, 0} -> :ok
+      {output, status} -> raise "#{command} #{Enum.join(arguments, " ")} ended with #{status}:\n#{output}"
+    end
+  end
+end
