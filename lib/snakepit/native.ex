@@ -13,7 +13,14 @@ defmodule Snakepit.Native do
   @type segment :: reference()
   @type descriptor :: reference()
   @type watch :: reference()
+  @type warden :: reference()
+  @type worker :: reference()
+  @type pool :: reference()
+  @type ticket :: reference()
+  @type batch :: reference()
+  @type atoms :: reference()
   @type failure :: {:error, {reason :: atom(), details :: map()}}
+  @type outcome :: {:ok, term()} | {:raised, reason :: term()} | failure()
 
   @typedoc """
   What a header page says (native/shm/LAYOUT.md). `metadata` is JSON text. `timeout` and `shape` may be nil.
@@ -63,6 +70,39 @@ defmodule Snakepit.Native do
           metadata: binary(),
           mapping_limit: pos_integer(),
           descriptor_reserve: non_neg_integer()
+        }
+
+  @type warden_message ::
+          {:hello, os_pid :: pos_integer()}
+          | {:started, token :: non_neg_integer(), os_pid :: pos_integer()}
+          | {:not_started, token :: non_neg_integer(), %{call: binary(), errno: integer()}}
+          | {:exited, token :: non_neg_integer(), os_pid :: pos_integer(), {:exit, integer()} | {:signal, integer()}}
+
+  @type worker_message ::
+          {:hello, os_pid :: pos_integer()}
+          | {:loaded,
+             %{
+               module: binary(),
+               functions: [{name :: binary(), arity :: non_neg_integer(), flags :: non_neg_integer()}],
+               nif_version: {non_neg_integer(), non_neg_integer()},
+               missing: [binary()]
+             }}
+          | {:failed, %{stage: atom(), code: integer(), message: binary()}}
+
+  @typedoc """
+  What `worker_new/1` needs. `slots` is a power of two. `spin_us` is how long the worker spins after a call; `names` how many
+  pids, ports, references and funs it may know at a time; `max_words` and `max_depth` bound each of its terms in the VM.
+  """
+  @type worker_spec :: %{
+          slots: pos_integer(),
+          slot_bytes: pos_integer(),
+          spill_bytes: pos_integer(),
+          executors: pos_integer(),
+          spin_us: non_neg_integer(),
+          atoms: atoms(),
+          names: pos_integer(),
+          max_words: pos_integer(),
+          max_depth: pos_integer()
         }
 
   @doc false
@@ -322,6 +362,195 @@ defmodule Snakepit.Native do
   @doc "The reverse; atoms as strings or keys are taken too. `:invalid_json` names what has no JSON form."
   @spec json_encode(term()) :: {:ok, binary()} | failure()
   def json_encode(_term), do: nif()
+
+  # ── Isolated libraries: warden and workers ────────────────────────────────────────────────────────────────────
+  #
+  # What a worker says is hostile: `{:error, {:protocol, %{message:}}}` means that it lied, and that it is to be killed.
+
+  @doc """
+  Starts the warden: `executable` with the argument "warden", its end of the control socket as descriptor 3, default
+  signal dispositions, an empty mask, an empty environment. Its process ends when the socket does.
+  """
+  @spec warden_spawn(executable :: binary()) :: {:ok, warden()} | failure()
+  def warden_spawn(_executable), do: nif()
+
+  @doc "Sends `{:select, warden, :undefined, :ready_input}` to the caller, once, when there is something to receive."
+  @spec warden_select(warden()) :: :ok | failure()
+  def warden_select(_warden), do: nif()
+
+  @doc "The next message. `:closed` from the moment on that the warden is gone or has broken the protocol."
+  @spec warden_receive(warden()) :: {:ok, warden_message()} | :again | :closed
+  def warden_receive(_warden), do: nif()
+
+  @doc "Hands the worker's ends to the warden, which starts a process with them. They are closed here in any case."
+  @spec warden_start(warden(), token :: non_neg_integer(), worker(), label :: binary()) :: :ok | failure()
+  def warden_start(_warden, _token, _worker, _label), do: nif()
+
+  @doc "Asks for a signal to a worker. `:busy` when the socket is full, `:closed` when the warden is gone."
+  @spec warden_kill(warden(), token :: non_neg_integer(), signal :: 1..64) :: :ok | failure()
+  def warden_kill(_warden, _token, _signal), do: nif()
+
+  @doc "Closes the socket: the warden kills its workers and leaves."
+  @spec warden_close(warden()) :: :ok
+  def warden_close(_warden), do: nif()
+
+  @doc "The ring, control socket, bells and output pipe of a worker to be; no process yet."
+  @spec worker_new(worker_spec()) :: {:ok, worker()} | failure()
+  def worker_new(_spec), do: nif()
+
+  @doc """
+  Sends `{:select, worker, channel, :ready_input}` to the caller, once. The channel is a pipe or socket of the worker;
+  `:closed` after `worker_close/2`.
+  """
+  @spec worker_select(worker(), :control | :bell | :output) :: :ok | failure()
+  def worker_select(_worker, _channel), do: nif()
+
+  @doc "The next message of the control socket. `{:error, {:protocol, _}}`: it could not be understood."
+  @spec worker_receive(worker()) :: {:ok, worker_message()} | :again | :closed | failure()
+  def worker_receive(_worker), do: nif()
+
+  @doc """
+  Has the worker load the library. `path` as `:erlang.load_nif/2` takes it, without ".so". Answered by `{:loaded, _}`
+  or `{:failed, _}` on the control socket. `:unsupported` when `load_info` cannot cross, `:too_large` past the limits.
+  """
+  @spec worker_load(worker(), path :: binary(), load_info :: term()) :: :ok | failure()
+  def worker_load(_worker, _path, _load_info), do: nif()
+
+  @doc "What the worker wrote to its standard output and error: 64 KiB at most."
+  @spec worker_output(worker()) :: {:ok, binary()} | :again | :closed
+  def worker_output(_worker), do: nif()
+
+  @doc """
+  Takes the worker's rings of the doorbell and its completions: parked callers are sent `{ref, :done}`, waiters for a
+  slot `{ref, :slot}`. Then select again.
+  """
+  @spec worker_bell(worker()) :: {:ok, woken :: non_neg_integer()} | failure()
+  def worker_bell(_worker), do: nif()
+
+  @doc """
+  The worker is dead, and must be: calls that it had begun answer `{:error, reason}`, the others `:retry`; parked callers are
+  sent `{ref, :done}`. Descriptors and memory go. Idempotent; the first reason stays.
+  """
+  @spec worker_close(worker(), reason :: {atom(), map()}) :: :ok
+  def worker_close(_worker, _reason), do: nif()
+
+  @doc "Asks the worker to end by itself."
+  @spec worker_stop(worker()) :: :ok | failure()
+  def worker_stop(_worker), do: nif()
+
+  @doc """
+  What the VM knows of the worker, and what its status block says (`status`, nil when it is torn or lies): heartbeat
+  and start as milliseconds of the monotonic clock, calls begun and ended, the function in progress per executor.
+  """
+  @spec worker_status(worker()) :: map()
+  def worker_status(_worker), do: nif()
+
+  @doc "Sends the pending releases of resource handles to the worker. Answers how many are left for the next time."
+  @spec worker_flush(worker()) :: {:ok, left :: non_neg_integer()} | failure()
+  def worker_flush(_worker), do: nif()
+
+  # ── Isolated libraries: calls ─────────────────────────────────────────────────────────────────────────────────
+
+  @doc "An account of the new atoms that a library may make, for as long as somebody refers to it."
+  @spec atoms_new(limit :: non_neg_integer()) :: atoms()
+  def atoms_new(_limit), do: nif()
+
+  @doc "New atoms made so far."
+  @spec atoms_used(atoms()) :: non_neg_integer()
+  def atoms_used(_atoms), do: nif()
+
+  @doc "A pool with `size` empty positions (1..256)."
+  @spec pool_new(size :: pos_integer()) :: {:ok, pool()}
+  def pool_new(_size), do: nif()
+
+  @doc """
+  Puts a loaded worker into service. `functions` is the table that it reported: only these can be called, and it is taken
+  from the first worker of the pool; another table is `:mismatch`.
+  """
+  @spec pool_put(pool(), position :: non_neg_integer(), worker()) :: :ok | failure()
+  def pool_put(_pool, _position, _worker), do: nif()
+
+  @doc "Takes a worker out of service: no new calls go to it."
+  @spec pool_take(pool(), position :: non_neg_integer()) :: :ok
+  def pool_take(_pool, _position), do: nif()
+
+  @doc "`%{size:, workers: [position], in_flight: [{position, calls}], waiting:, calls:, functions: [{name, arity, flags}]}`"
+  @spec pool_info(pool()) :: map()
+  def pool_info(_pool), do: nif()
+
+  @doc """
+  Calls a function of the library on the least busy worker. `spin_us` bounds the wait on this scheduler; what takes longer,
+  or an asleep worker, answers `{:pending, ticket}`.
+
+  `:full`: no worker has a free slot. `:retry`: the worker died before it began. `:undefined`: no such function. Errors:
+  `:unsupported`, `:too_large`, `:stale`, `:quota_exceeded`, `:protocol` (with `worker`, to be killed), the reason given
+  to `worker_close/2`, `:not_implemented` (`%{symbol:}`), `:bad_arguments`.
+  """
+  @spec call(pool(), atom(), [term()], spin_us :: non_neg_integer()) ::
+          outcome() | {:pending, ticket()} | :no_worker | :full | :retry | :undefined
+  def call(_pool, _function, _arguments, _spin_us), do: nif()
+
+  @doc """
+  The caller stops spinning: `{ref, :done}` will be sent to the calling process, once, when the answer is there or never
+  comes. On `:ready` no message is sent. `ref` is made by `make_ref()` in the function that receives.
+  """
+  @spec park(ticket(), reference()) :: :parked | :ready
+  def park(_ticket, _ref), do: nif()
+
+  @doc "The answer of a ticket that is ready; once. `:pending` if it is not ready."
+  @spec take(ticket()) :: outcome() | :retry | :pending
+  def take(_ticket), do: nif()
+
+  @doc """
+  Gives a call up. `{:cancelled, started, worker}`: no message has been or will be sent, and nothing can be taken. `:ready`: the
+  answer was faster; after `:parked` its `{ref, :done}` has been sent already, so receive it.
+  """
+  @spec cancel(ticket()) :: {:cancelled, started :: boolean(), worker()} | :ready
+  def cancel(_ticket), do: nif()
+
+  @doc """
+  Queues the calling process for a free slot. `{ref, :slot}` is sent to it once. `:ready`: there is one now, and no message
+  will come. `:full`: `limit` processes are waiting.
+  """
+  @spec wait_slot(pool(), reference(), limit :: pos_integer()) :: :waiting | :ready | :full
+  def wait_slot(_pool, _ref, _limit), do: nif()
+
+  @doc "`:ok`: no message has been or will be sent. `:sent`: it has been sent."
+  @spec wait_slot_cancel(pool(), reference()) :: :ok | :sent
+  def wait_slot_cancel(_pool, _ref), do: nif()
+
+  @doc """
+  Many calls of one function at once. Submits and collects for at most a millisecond, and returns when it would wait:
+  `{:more, batch}`; then `batch_park/2`, receive `{ref, :done}`, `batch_next/1`, until `{:done, outcomes}`, in the order of the argument lists
+  (`:retry` among them for those that a dead worker had not begun).
+  """
+  @spec call_many(pool(), atom(), [[term()]]) ::
+          {:done, [outcome() | :retry]} | {:more, batch()} | :no_worker | :undefined
+  def call_many(_pool, _function, _argument_lists), do: nif()
+
+  @spec batch_next(batch()) :: {:done, [outcome() | :retry]} | {:more, batch()}
+  def batch_next(_batch), do: nif()
+
+  @doc "As `park/2`, for the first call of the batch that is answered next."
+  @spec batch_park(batch(), reference()) :: :parked | :ready
+  def batch_park(_batch, _ref), do: nif()
+
+  @doc """
+  Gives up: outcomes so far, `{:error, {:timeout, %{started: boolean}}}` for calls still in flight and not sent. `hung` are the workers
+  that have begun one of them. After `:parked`, `sent` says whether `{ref, :done}` has been sent.
+  """
+  @spec batch_cancel(batch()) :: {outcomes :: [outcome() | :retry], hung :: [worker()], sent :: boolean()}
+  def batch_cancel(_batch), do: nif()
+
+  # ── Isolated libraries: the codec, for tests and diagnosis ────────────────────────────────────────────────────
+
+  @doc "The wire form of a term, as for a worker (its table of names is thrown away). 16 MiB at most."
+  @spec wire_encode(term()) :: {:ok, binary()} | failure()
+  def wire_encode(_term), do: nif()
+
+  @doc "A term out of its wire form. There are no names. 16 MiB at most."
+  @spec wire_decode(binary()) :: {:ok, term()} | failure()
+  def wire_decode(_binary), do: nif()
 
   defp nif, do: :erlang.nif_error(:not_loaded)
 end
