@@ -39,6 +39,7 @@ pub mod lock_file;
 pub mod machine;
 pub mod mapping;
 pub mod reaper;
+pub mod ring;
 pub mod segment;
 mod signal;
 
