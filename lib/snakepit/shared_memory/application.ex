@@ -1,6 +1,7 @@
 defmodule Snakepit.SharedMemory.Application do
   @moduledoc false
-  # Starts the default instance. A configuration that is refused stops the start; a native library that is missing does
+  # Starts the default instance, and the house of isolated libraries, which is there in any case and does nothing before
+  # the first of them. A configuration that is refused stops the start; a native library that is missing does
   # not (nothing native may prevent a boot): then each call says what is wrong.
 
   use Application
@@ -13,9 +14,13 @@ defmodule Snakepit.SharedMemory.Application do
   @impl true
   def start(_type, _args) do
     case children() do
-      {:ok, children} -> Supervisor.start_link(children, strategy: :one_for_one, name: __MODULE__)
+      {:ok, children} ->
+        children = children ++ [Snakepit.Isolation.Supervisor]
+        Supervisor.start_link(children, strategy: :one_for_one, name: __MODULE__)
+
       # As an exception with its (empty) stack trace, so that the VM prints its message.
-      {:error, error} -> {:error, {error, []}}
+      {:error, error} ->
+        {:error, {error, []}}
     end
   end
 

@@ -1,0 +1,365 @@
+defmodule Snakepit.Isolation do
+  @moduledoc """
+  Native libraries in processes of their own: an existing NIF library, unchanged, is called through shared memory, and a
+  segfault, a hang or damaged memory in it is an `{:error, _}` for one caller, never a dead VM.
+
+      {:ok, lib} = Snakepit.Isolation.load({:jiffy, "priv/jiffy"}, sandbox: :none)
+      {:ok, json} = Snakepit.Isolation.call(lib, :nif_encode_init, [%{"a" => 1}, []])
+      :ok = Snakepit.Isolation.unload(lib)
+
+  or in a supervision tree, and called by its name:
+
+      children = [{Snakepit.Isolation, name: :jiffy, path: {:jiffy, "priv/jiffy"}, sandbox: :none, workers: 2}]
+      Snakepit.Isolation.call(:jiffy, :nif_encode_init, [%{"a" => 1}, []])
+
+  ## What a call may rely on
+
+  Arguments and results are any terms; local pids, ports, references and funs go as names, and only those that were sent
+  come back. A call is executed at most once: if the worker dies before it has begun the call, another one gets it; if
+  it had begun, the caller gets `:crashed`. When the deadline passes, the caller gets `:timeout` at once, nothing ever arrives late, and if
+  the call was running, its worker is killed and replaced, which crashes the calls that run beside it (`concurrency:`).
+
+  State that a library keeps (objects, caches) lives in one worker and dies with it.
+
+  ## Errors
+
+  `{:error, %Snakepit.Isolation.Error{}}` with a `reason` to match on and a message that says what to do;
+  `call!/4` raises it.
+
+  `lib/snakepit/isolation/README.md` tells how it works.
+  """
+
+  alias Snakepit.Isolation.{Async, Batch, Call, Directory, Error, Library, Options, Pool, Telemetry, Warden}
+  alias Snakepit.Native
+
+  @type library :: Library.t() | atom() | String.t()
+  @type result(value) :: {:ok, value} | {:error, Error.t()}
+
+  @longest_wait Options.longest_wait()
+
+  defguardp is_timeout(value) when value == :infinity or value in 0..@longest_wait
+
+  # ── Loading ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  @doc """
+  Loads a library and starts its workers. It stays until `unload/1`, whatever becomes of the caller.
+
+  `path` is as `:erlang.load_nif/2` takes it: without `.so`; or `{application, "priv/path"}`.
+
+  ## Options
+
+    * `:sandbox` - must be `:none`: this version has no sandbox, and leaving the option out is `:not_loaded`. The library
+      runs in a process of its own with all the rights of this one
+    * `:load_info` - a term for the library's load callback, default 0
+    * `:name` - an atom that the functions take in place of the library
+    * `:workers` - processes, 1 to 64, default 1. A call goes to the least busy one
+    * `:concurrency` - calls that one process executes at the same time, 1 to 64, default 1. More than one needs a
+      library that is safe for threads (as NIF libraries have to be), and lets calls share the fate of a process
+    * `:timeout` - of a call that does not say otherwise, in ms, or `:infinity`; default 5,000
+    * `:load_timeout` - ms that loading may take, default 10,000
+    * `:max_restarts`, `:max_seconds` - a worker that crashes more than 20 times within 10 seconds is not started again.
+      The first restart is immediate, the next ones wait 1, 2, 4 ... 1,000 ms. Workers that were killed because of a deadline do not count.
+      `max_restarts: :infinity` never gives up
+    * `:heartbeat_timeout` - ms without a sign of life after which a worker is killed, default 5,000, or `:infinity`
+    * `:spin` - us that a caller waits on its scheduler before it sleeps, 0 to 1,000, default 10
+    * `:worker_spin` - us that a worker stays awake after a call, default 50
+    * `:slots` - calls that one worker may have, running or queued; a power of two up to 1,024, default 64. Further callers wait
+    * `:max_waiting` - how many may wait, default 10,000; past it a call is `:overloaded`
+    * `:slot_size` - bytes of arguments or result that need no further memory, default 16,384
+    * `:spill_size` - bytes for those that are larger, of all calls of a worker at a time, default 64 MiB: one half for arguments, one for results
+    * `:max_words`, `:max_depth` - bounds of a result: words of the VM's heap (default 16,777,216, which is 128 MiB) and nesting (65,536)
+    * `:max_names` - pids, ports, references and funs that a worker may know, default 16,384
+    * `:max_atoms` - atoms that the library may add to the VM, in the VM's lifetime, default 10,000
+    * `:output` - the log level of what the library prints (default `:info`), or `:discard`
+    * `:telemetry` - `false` leaves out the spans of calls
+
+  A library that imports `enif_` functions which this version does not have is loaded; a warning names them, `info/1`
+  lists them, and a call that uses one is `:not_implemented`.
+  """
+  @spec load(Path.t() | charlist() | {Application.app(), Path.t()}, keyword()) :: result(Library.t())
+  def load(path, options \\ []) do
+    with {:ok, options} <- Options.load(path, options),
+         :ok <- ready(options) do
+      id = options.name || new_id(options.path)
+      if Telemetry.available?(options.telemetry), do: spanned(id, options), else: load_on_demand(id, options)
+    end
+  end
+
+  defp spanned(id, options),
+    do: Telemetry.span(:load, %{library: id, function: nil}, fn -> load_on_demand(id, options) end)
+
+  defp load_on_demand(id, options) do
+    spec = %{id: id, start: {Library, :start_link, [{id, options, :on_demand}]}, type: :supervisor}
+
+    case Snakepit.Isolation.Supervisor.start_library(spec) do
+      {:ok, supervisor} -> await_loaded(supervisor, id)
+      {:error, reason} -> {:error, not_started(id, reason)}
+    end
+  end
+
+  defp await_loaded(supervisor, id) do
+    case Pool.loaded(pool(supervisor)) do
+      {:ok, library} ->
+        {:ok, library}
+
+      failed ->
+        Snakepit.Isolation.Supervisor.stop_library(supervisor)
+
+        case failed do
+          {:error, error} -> {:error, error}
+          _gone -> {:error, Error.new(:not_loaded, id, nil, %{because: :unloaded})}
+        end
+    end
+  end
+
+  # The process, before it has written itself into the table that we do not know yet.
+  defp pool(supervisor) do
+    Enum.find_value(Supervisor.which_children(supervisor), fn {id, pid, _, _} -> if id == Pool, do: pid end)
+  catch
+    :exit, _ -> nil
+  end
+
+  @doc """
+  A library in a supervision tree: `{Snakepit.Isolation, path: path, name: name}` and the options of `load/2`.
+
+  Starting waits until the library is loaded and fails if it cannot be. When all its workers were given up, it ends, and
+  the supervisor decides what comes next.
+  """
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(options) do
+    id = if Keyword.keyword?(options), do: options[:name] || options[:path], else: options
+    %{id: {__MODULE__, id}, start: {__MODULE__, :start_link, [options]}, type: :supervisor, shutdown: :infinity}
+  end
+
+  @doc "Starts a library that is linked to the caller. `child_spec/1` has the options."
+  @spec start_link(keyword()) :: Supervisor.on_start() | {:error, Error.t()}
+  def start_link(options) do
+    with {:ok, path, options} <- split_path(options),
+         {:ok, options} <- Options.load(path, options),
+         :ok <- ready(options) do
+      id = options.name || new_id(options.path)
+
+      with {:error, reason} <- Library.start_link({id, options, :supervised}), do: {:error, not_started(id, reason)}
+    end
+  end
+
+  defp split_path(options) do
+    if Keyword.keyword?(options) and Keyword.has_key?(options, :path) do
+      {path, options} = Keyword.pop!(options, :path)
+      {:ok, path, options}
+    else
+      Error.invalid(:options, "a keyword list with path:", options)
+    end
+  end
+
+  # What can be said before a process is started.
+  defp ready(options) do
+    name = Path.basename(options.path)
+
+    cond do
+      match?({:error, _, _}, Native.loaded()) ->
+        {:error, kind, text} = Native.loaded()
+        path = Native.library() <> ".so"
+        {:error, Error.new(:not_loaded, name, nil, %{because: :native, path: path, kind: kind, text: text})}
+
+      not Directory.started?() ->
+        {:error, Error.new(:not_loaded, name, nil, %{because: :not_started})}
+
+      not File.exists?(options.path <> ".so") ->
+        ending? = String.ends_with?(options.path, ".so") and File.exists?(options.path)
+        {:error, Error.new(:not_loaded, name, nil, %{because: :no_file, path: options.path, with_ending: ending?})}
+
+      options.name != nil and match?({:ok, _, _}, Directory.fetch(options.name)) ->
+        {:error, Error.new(:not_loaded, options.name, nil, %{because: :name_taken, name: options.name})}
+
+      true ->
+        :ok
+    end
+  end
+
+  defp not_started(_id, {:shutdown, {:failed_to_start_child, :gate, %Error{} = error}}), do: error
+  defp not_started(id, reason), do: Error.new(:not_loaded, id, nil, %{because: :start, message: inspect(reason)})
+
+  defp new_id(path), do: "#{Path.basename(path)}-#{System.unique_integer([:positive])}"
+
+  @doc """
+  Ends a library of `load/2`: its workers are asked to end, and killed if they do not. Calls that run are `:not_loaded`.
+  """
+  @spec unload(library()) :: :ok | {:error, Error.t()}
+  def unload(target) do
+    with {:ok, %Library{id: id}} <- resolve(target),
+         {:ok, library, supervisor} <- running(id, target),
+         {:error, :not_found} <- Snakepit.Isolation.Supervisor.stop_library(supervisor) do
+      Error.invalid(:library, "one of load/2 (this one stands in a supervision tree: end it there)", library)
+    end
+  end
+
+  defp running(id, target) do
+    with :error <- Directory.fetch(id), do: unknown(target)
+  end
+
+  # ── Calling ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  @doc """
+  Calls a function of the library.
+
+  `timeout:` in ms, or `:infinity`; default: the library's, 5,000 unless it was loaded with another. Past it the answer is
+  `:timeout`, or `:overloaded` if the call was still waiting for a slot. The call is executed at most once.
+  """
+  @spec call(library(), atom(), [term()], keyword()) :: result(term())
+  def call(library, function, arguments, options \\ [])
+
+  def call(%Library{telemetry: false} = library, function, arguments, [])
+      when is_atom(function) and is_list(arguments),
+      do: fast(library, function, arguments, library.timeout)
+
+  def call(%Library{telemetry: false} = library, function, arguments, [{:timeout, timeout}])
+      when is_atom(function) and is_list(arguments) and is_timeout(timeout),
+      do: fast(library, function, arguments, timeout)
+
+  def call(target, function, arguments, options) do
+    with {:ok, library, timeout} <- check(target, function, arguments, options) do
+      if library.telemetry do
+        metadata = %{library: library.id, function: {function, length(arguments)}}
+        Telemetry.span(:call, metadata, fn -> fast(library, function, arguments, timeout) end)
+      else
+        fast(library, function, arguments, timeout)
+      end
+    end
+  end
+
+  # The clock is read only if there is no answer at once.
+  defp fast(%Library{native: native, spin: spin} = library, function, arguments, timeout) do
+    case Native.call(native, function, arguments, spin) do
+      {:ok, _} = done -> done
+      other -> Call.finish(other, library, function, arguments, timeout)
+    end
+  end
+
+  @doc "As `call/4`; gives the value, or raises the error."
+  @spec call!(library(), atom(), [term()], keyword()) :: term()
+  def call!(library, function, arguments, options \\ []) do
+    case call(library, function, arguments, options) do
+      {:ok, value} -> value
+      {:error, error} -> raise error
+    end
+  end
+
+  @doc """
+  Calls one function with many lists of arguments, as many at a time as the workers take. The results stand in the
+  order of the lists, each as `call/4` gives it; an error in their place says that none was called. `timeout:` is the deadline of all.
+
+      {:ok, [{:ok, 3}, {:ok, 7}]} = Snakepit.Isolation.call_many(lib, :add, [[1, 2], [3, 4]])
+  """
+  @spec call_many(library(), atom(), [[term()]], keyword()) :: result([result(term())])
+  def call_many(library, function, argument_lists, options \\ []) do
+    with {:ok, library, timeout} <- check(library, function, argument_lists, options),
+         :ok <- check_lists(argument_lists) do
+      call = Call.new(library, function, List.first(argument_lists) || [], timeout)
+
+      if library.telemetry do
+        metadata = %{library: library.id, function: nil}
+        Telemetry.span(:call_many, metadata, fn -> Batch.run(call, argument_lists) end)
+      else
+        Batch.run(call, argument_lists)
+      end
+    end
+  end
+
+  # All of one arity: it is one function.
+  defp check_lists([first | rest]) when is_list(first) do
+    arity = length(first)
+
+    if Enum.all?(rest, &(is_list(&1) and length(&1) == arity)),
+      do: :ok,
+      else: Error.invalid(:argument_lists, "lists of #{arity} arguments", :others)
+  end
+
+  defp check_lists([]), do: :ok
+  defp check_lists([other | _]), do: Error.invalid(:argument_lists, "a list of lists of arguments", other)
+
+  @doc """
+  Starts a call and goes on; `await/2` gets its result. The deadline (`timeout:`) runs from now. If every slot is taken, it
+  waits for one first. No message comes and no process is started.
+  """
+  @spec call_async(library(), atom(), [term()], keyword()) :: Async.t()
+  def call_async(library, function, arguments, options \\ []) do
+    case check(library, function, arguments, options) do
+      {:ok, library, timeout} -> Async.start(Call.new(library, function, arguments, timeout))
+      {:error, error} -> Async.failed(error)
+    end
+  end
+
+  @doc """
+  Waits for a call of `call_async/4`, in the process that made it, once. `timeout` in ms shortens what is left until its deadline; a
+  call that passes it is given up, as in `call/4`.
+  """
+  @spec await(Async.t(), timeout() | nil) :: result(term())
+  def await(%Async{} = async, timeout \\ nil) when timeout == nil or is_timeout(timeout),
+    do: Async.await(async, timeout)
+
+  defp check(%Library{} = library, function, arguments, options) do
+    with {:ok, timeout} <- timeout(options, library),
+         :ok <- expect(is_atom(function), :function, "an atom", function),
+         :ok <- expect(proper?(arguments), :arguments, "a list", arguments),
+         do: {:ok, library, timeout}
+  end
+
+  defp check(target, function, arguments, options) do
+    with {:ok, library} <- resolve(target), do: check(library, function, arguments, options)
+  end
+
+  defp timeout([], library), do: {:ok, library.timeout}
+  defp timeout([{:timeout, timeout}], _library) when is_timeout(timeout), do: {:ok, timeout}
+  defp timeout(other, _library), do: Error.invalid(:options, "[timeout: milliseconds or :infinity]", other)
+
+  defp proper?(list), do: is_list(list) and List.improper?(list) == false
+
+  defp expect(true, _key, _expected, _got), do: :ok
+  defp expect(false, key, expected, got), do: Error.invalid(key, expected, got)
+
+  defp resolve(%Library{} = library), do: {:ok, library}
+
+  defp resolve(name) when is_atom(name) do
+    case Directory.named(name) do
+      nil -> unknown(name)
+      library -> {:ok, library}
+    end
+  end
+
+  defp resolve(id) when is_binary(id) do
+    with {:ok, library, _supervisor} <- Directory.fetch(id), do: {:ok, library}, else: (:error -> unknown(id))
+  end
+
+  defp resolve(other), do: Error.invalid(:library, "a library of load/2, or its name", other)
+
+  defp unknown(%Library{id: id}), do: {:error, Error.new(:not_loaded, id, nil, %{because: :unloaded})}
+
+  defp unknown(target) do
+    if Directory.started?(),
+      do: {:error, Error.new(:not_loaded, target, nil, %{because: :unknown, got: target})},
+      else: {:error, Error.new(:not_loaded, target, nil, %{because: :not_started})}
+  end
+
+  # ── Looking ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  @doc "The libraries that are loaded."
+  @spec list() :: [Library.t()]
+  def list, do: Enum.sort_by(Directory.list(), &inspect(&1.id))
+
+  @doc """
+  What there is to know of a library: `id`, `name`, `path`, `module`, `functions`, `nif_version`, `missing` (imported `enif_` functions
+  that this version does not have), `state` (`:ready`, `:degraded` if some of its workers are not, `:restarting`, `:failed`), `error` (why it
+  failed), `calls`, `in_flight`, `waiting` (for a slot), `atoms` (added to the VM), `warden` (its process), and for each of the `workers`:
+
+    * `position`, `state` (`:starting`, `:loading`, `:ready`, `:ending`, `:waiting` for its restart, `:failed`), `os_pid`, `uptime` (ms)
+    * `restarts`, `hung` (how often it was killed because of a deadline), `last_exit`
+    * `calls`, `in_flight`, `heartbeat_age` (ms), `status` (what the worker says itself)
+  """
+  @spec info(library()) :: result(map())
+  def info(target) do
+    with {:ok, %Library{id: id}} <- resolve(target),
+         {:ok, library, _supervisor} <- running(id, target),
+         do: {:ok, Snakepit.Isolation.Info.describe(library, Warden.os_pid())}
+  end
+end

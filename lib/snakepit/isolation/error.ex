@@ -1,0 +1,370 @@
+defmodule Snakepit.Isolation.Error do
+  @moduledoc """
+  What went wrong with an isolated library, and what to do about it.
+
+  `reason` is to match on:
+
+  | reason | means |
+  |---|---|
+  | `:crashed` | the library's process ended while the call ran: `signal` or `exit_code`, and the `function` |
+  | `:timeout` | the call's deadline passed; if it was running, its worker has been killed and is replaced |
+  | `:raised` | the library raised an exception: `exception` |
+  | `:overloaded` | no slot was free until the deadline, or too many callers were waiting |
+  | `:not_loaded` | the library is not there, or could not be loaded: the message says why |
+  | `:stale` | an argument is an object of a worker that has gone |
+  | `:quota_exceeded` | a bound was exceeded: payload, heap words, depth, atoms, names |
+  | `:protocol` | the worker answered with what it cannot have been given, or wrote nonsense |
+  | `:not_implemented` | the library called an `enif_` function that this version does not have |
+  | `:sandbox_violation` | the library did what its sandbox does not let it do |
+  | `:undefined_function` | the library has no such function |
+  | `:unsupported_term` | an argument cannot be sent to another process |
+  | `:invalid_option` | an option or argument is wrong: `details` has `key`, `expected`, `got` |
+
+  `Exception.message/1` gives a sentence and a remedy.
+  """
+
+  @typedoc "The kinds of failure."
+  @type reason ::
+          :crashed
+          | :timeout
+          | :raised
+          | :overloaded
+          | :not_loaded
+          | :stale
+          | :quota_exceeded
+          | :protocol
+          | :not_implemented
+          | :sandbox_violation
+          | :undefined_function
+          | :unsupported_term
+          | :invalid_option
+
+  @type t :: %__MODULE__{
+          reason: reason(),
+          library: term(),
+          function: {atom(), arity()} | nil,
+          signal: atom() | pos_integer() | nil,
+          exit_code: non_neg_integer() | nil,
+          exception: term(),
+          details: map()
+        }
+
+  defexception [:reason, :library, :function, :signal, :exit_code, :exception, details: %{}]
+
+  # Numbers of Linux on x86-64 and aarch64.
+  @signals %{
+    1 => :SIGHUP,
+    2 => :SIGINT,
+    3 => :SIGQUIT,
+    4 => :SIGILL,
+    5 => :SIGTRAP,
+    6 => :SIGABRT,
+    7 => :SIGBUS,
+    8 => :SIGFPE,
+    9 => :SIGKILL,
+    10 => :SIGUSR1,
+    11 => :SIGSEGV,
+    12 => :SIGUSR2,
+    13 => :SIGPIPE,
+    14 => :SIGALRM,
+    15 => :SIGTERM,
+    24 => :SIGXCPU,
+    25 => :SIGXFSZ,
+    31 => :SIGSYS
+  }
+  @numbers Map.new(@signals, fn {number, name} -> {name, number} end)
+
+  @doc false
+  @spec new(reason(), term(), {atom(), arity()} | nil, map()) :: t()
+  def new(reason, library, function \\ nil, details \\ %{}) do
+    {fields, details} = Map.split(details, [:signal, :exit_code, :exception])
+    struct!(%__MODULE__{reason: reason, library: library, function: function, details: details}, fields)
+  end
+
+  @doc false
+  @spec invalid(atom(), String.t(), term()) :: {:error, t()}
+  def invalid(key, expected, got),
+    do: {:error, new(:invalid_option, nil, nil, %{key: key, expected: expected, got: got})}
+
+  @reasons ~w(crashed timeout raised overloaded not_loaded stale quota_exceeded protocol not_implemented
+              sandbox_violation unsupported_term)a
+  # What native/nif says that the face says with another word.
+  @bounds ~w(too_large too_deep too_many_words too_many_names too_many_atoms atom_budget no_space
+             arguments_too_large result_too_large limit)a
+
+  @doc false
+  # What a native function answered.
+  @spec from_native({atom(), map()}, term(), {atom(), arity()} | nil) :: t()
+  def from_native({reason, details}, library, function) when is_map(details) do
+    details = Map.put_new(details, :native, reason)
+
+    cond do
+      reason in @reasons -> new(reason, library, function, details)
+      reason in @bounds -> new(:quota_exceeded, library, function, details)
+      true -> new(:protocol, library, function, details)
+    end
+  end
+
+  @doc false
+  # How a process ended, as fields of an error.
+  @spec status({:exit, non_neg_integer()} | {:signal, pos_integer()} | nil) :: map()
+  def status({:signal, number}), do: %{signal: Map.get(@signals, number, number)}
+  def status({:exit, code}), do: %{exit_code: code}
+  def status(nil), do: %{}
+
+  @doc """
+  The crash in Snakepit's own form, for code that handles crashes of its Python workers:
+  `{:worker_crash, %{reason:, exit_code:, classification:}}`.
+
+  `exit_code` is the shell's: 128 + the signal. `classification` is `:segfault` (SIGSEGV, SIGBUS), `:abort`, `:oom` (a SIGKILL that did
+  not come from here), `:timeout` (killed because of a deadline), `:exit` or `:unknown`. An error that is no crash gives
+  its reason and message instead.
+  """
+  @spec to_snakepit(t()) ::
+          {:worker_crash, %{reason: term(), exit_code: non_neg_integer() | nil, classification: atom()}}
+          | {reason(), String.t()}
+  def to_snakepit(%__MODULE__{reason: :crashed} = e) do
+    {:worker_crash,
+     %{reason: e.signal || {:exit, e.exit_code}, exit_code: shell_code(e), classification: classification(e)}}
+  end
+
+  def to_snakepit(%__MODULE__{reason: :timeout, details: %{started: true}}),
+    do: {:worker_crash, %{reason: :timeout, exit_code: 128 + 9, classification: :timeout}}
+
+  def to_snakepit(%__MODULE__{} = e), do: {e.reason, Exception.message(e)}
+
+  defp shell_code(%{signal: nil, exit_code: code}), do: code
+  defp shell_code(%{signal: signal}), do: 128 + Map.get(@numbers, signal, signal)
+
+  defp classification(%{details: %{because: :hung}}), do: :timeout
+  defp classification(%{signal: signal}) when signal in [:SIGSEGV, :SIGBUS], do: :segfault
+  defp classification(%{signal: :SIGABRT}), do: :abort
+  defp classification(%{signal: :SIGKILL, details: %{because: :exited}}), do: :oom
+  defp classification(%{signal: nil, exit_code: code}) when is_integer(code), do: :exit
+  defp classification(_), do: :unknown
+
+  # ── Words ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  @impl true
+  def message(%__MODULE__{} = e) do
+    {what, remedy} = explain(e.reason, e, e.details)
+    [subject(e), what, ". ", remedy] |> IO.iodata_to_binary() |> String.trim_trailing()
+  end
+
+  @doc "What to do about it, one or two sentences."
+  @spec remedy(t()) :: String.t()
+  def remedy(%__MODULE__{} = e), do: e.reason |> explain(e, e.details) |> elem(1)
+
+  defp subject(%{library: nil, function: nil}), do: ""
+  defp subject(%{library: library, function: nil}), do: [name(library), ": "]
+  defp subject(%{library: nil, function: {f, a}}), do: "#{f}/#{a}: "
+  defp subject(%{library: library, function: {f, a}}), do: [name(library), ": #{f}/#{a}: "]
+
+  defp name(library) when is_binary(library), do: library
+  defp name(library), do: inspect(library)
+
+  defp explain(:crashed, e, d),
+    do: {"the library's process #{ended(e, d)} while the call ran", crash_remedy(e, d)}
+
+  defp explain(:timeout, _e, %{started: true} = d),
+    do:
+      {"it did not answer within #{d[:timeout]} ms, and its worker has been killed",
+       "Pass a longer timeout: (or :infinity), or find out why the library hangs; a new worker is being started."}
+
+  defp explain(:timeout, _e, %{because: :no_worker} = d),
+    do:
+      {"no worker was ready within #{d[:timeout]} ms",
+       "Snakepit.Isolation.info/1 shows why the workers are restarting."}
+
+  defp explain(:timeout, _e, d),
+    do:
+      {"it had not been started within #{d[:timeout]} ms, because the workers were busy with other calls",
+       "Pass a longer timeout:, or load the library with more workers: or concurrency:."}
+
+  defp explain(:raised, e, _d),
+    do: {"the library raised #{show(e.exception)}", "Correct the arguments, or handle the exception."}
+
+  defp explain(:overloaded, _e, %{because: :waiting} = d),
+    do:
+      {"#{d[:limit] || "too many"} callers are waiting already",
+       "Call less at a time, or load the library with more workers:, slots: or max_waiting:."}
+
+  defp explain(:overloaded, _e, d),
+    do:
+      {"all slots were taken for #{d[:timeout]} ms",
+       "Call less at a time, pass a longer timeout:, or load the library with more workers: or slots:."}
+
+  defp explain(:not_loaded, _e, d), do: not_loaded(d)
+
+  defp explain(:stale, _e, _d),
+    do:
+      {"an argument is an object that lives in a worker that has gone, or in another worker of the pool",
+       "Make the object again; with workers: 1 all objects live in one worker."}
+
+  defp explain(:quota_exceeded, _e, d),
+    do:
+      {"a bound was exceeded: #{d[:message] || bound(d)}",
+       "Pass less at a time, or load the library with a larger #{option(d)}."}
+
+  defp explain(:protocol, _e, d),
+    do:
+      {"the worker broke the protocol (#{d[:message] || d[:what] || bound(d)})",
+       "Its library has probably damaged its memory, or is hostile; the worker is replaced. The answer was not used."}
+
+  defp explain(:not_implemented, _e, d),
+    do:
+      {"the library called #{d[:symbol] || d[:function] || d[:message] || "a function"}, which isolated libraries cannot use yet",
+       "Snakepit.Isolation.info/1 lists such functions under missing."}
+
+  defp explain(:sandbox_violation, _e, d),
+    do:
+      {"the library did what its sandbox forbids (#{d[:message] || inspect(d)})",
+       "Grant it, or use the library less freely."}
+
+  defp explain(:undefined_function, e, d) do
+    near = d[:near] || []
+    hint = if near == [], do: "", else: " Did you mean #{Enum.join(near, ", ")}?"
+    _ = e
+    {"the library has no such function", "Snakepit.Isolation.info/1 lists its functions." <> hint}
+  end
+
+  defp explain(:unsupported_term, _e, d),
+    do:
+      {"an argument cannot be sent to another process: #{d[:message] || bound(d)}",
+       "Pass data, local pids, ports, references and funs."}
+
+  defp explain(:invalid_option, _e, %{problems: problems}),
+    do: {"options are refused:" <> Enum.map_join(problems, "", &"\n  * #{&1}") <> "\n", "Correct them"}
+
+  defp explain(:invalid_option, _e, d),
+    do:
+      {"#{inspect(d[:key])}: expected #{d[:expected]}, got #{show(d[:got])}",
+       "The documentation of the function lists its options."}
+
+  defp ended(%{signal: signal}, %{because: :hung}) when signal != nil,
+    do: "was killed, because another call in it did not answer before its deadline,"
+
+  defp ended(_e, %{because: :heartbeat}), do: "was killed, because it showed no sign of life,"
+  defp ended(_e, %{because: :stuck}), do: "was killed, because it no longer took calls,"
+  defp ended(_e, %{because: :protocol}), do: "was killed, because it broke the protocol,"
+  defp ended(_e, %{because: :warden}), do: "ended with the warden"
+  defp ended(%{signal: signal}, _d) when signal != nil, do: "ended with #{signal}"
+  defp ended(%{exit_code: code}, _d) when code != nil, do: "called exit(#{code})"
+  defp ended(_e, _d), do: "ended"
+
+  defp crash_remedy(_e, %{because: :hung}), do: "Call again; with concurrency: 1 calls do not share a fate."
+
+  defp crash_remedy(%{signal: :SIGKILL}, %{because: :exited}),
+    do: "Somebody, or the kernel for want of memory, killed it. Call again."
+
+  defp crash_remedy(_e, %{because: :exited}),
+    do: "This is a fault of the library; a new worker is being started. Call again with other arguments."
+
+  defp crash_remedy(_e, _d), do: "A new worker is being started. Call again."
+
+  # Of load/2, and of calls to what is no longer there.
+  defp not_loaded(%{because: :sandbox} = d) do
+    {"sandbox: #{if d[:got] == :missing, do: "is not given", else: show(d[:got]) <> " is not known"}; this version has no sandbox",
+     "Pass sandbox: :none to say that you know: the library then runs in a process of its own, with all the rights of this one."}
+  end
+
+  defp not_loaded(%{because: :no_file} = d) do
+    hint = if d[:with_ending], do: " Leave out the ending .so, as for :erlang.load_nif/2.", else: ""
+    {"there is no file #{d[:path]}.so", "Check the path." <> hint}
+  end
+
+  defp not_loaded(%{because: :no_application} = d),
+    do: {"there is no application #{inspect(d[:application])}", "Check the name, or pass a path."}
+
+  defp not_loaded(%{because: :native} = d),
+    do:
+      {"the native library of snakepit_shm could not be loaded from #{d[:path]} (#{d[:kind]}: #{d[:text]})",
+       "Run mix compile with Rust installed, or set SNAKEPIT_SHM_NATIVE to a directory of pre-built artefacts."}
+
+  defp not_loaded(%{because: :executable} = d),
+    do:
+      {"the executable #{d[:path]} could not be started (#{d[:message] || bound(d)})",
+       "Run mix compile with Rust installed, or set SNAKEPIT_SHM_NATIVE to a directory of pre-built artefacts."}
+
+  defp not_loaded(%{because: :not_started}),
+    do: {"the application snakepit_shm is not running", "Start it: Application.ensure_all_started(:snakepit_shm)."}
+
+  defp not_loaded(%{because: :unknown} = d),
+    do: {"no library #{show(d[:got])} is loaded", "Load it with Snakepit.Isolation.load/2; list/0 shows what is there."}
+
+  defp not_loaded(%{because: :unloaded}), do: {"it has been unloaded", "Load it again."}
+
+  defp not_loaded(%{because: :name_taken} = d),
+    do: {"there is a library of the name #{inspect(d[:name])} already", "Unload it first, or choose another name:."}
+
+  defp not_loaded(%{because: :gave_up} = d),
+    do:
+      {"its workers ended #{d[:restarts]} times within #{d[:seconds]} seconds, the last one #{d[:last]}, and were given up",
+       "Unload it and load it again when the cause is repaired; max_restarts: and max_seconds: set the limit."}
+
+  defp not_loaded(%{because: :load_timeout} = d),
+    do:
+      {"it did not finish loading within #{d[:timeout]} ms (a constructor or its load callback hangs)",
+       "Repair the library, or pass a longer load_timeout:."}
+
+  defp not_loaded(%{because: :died_loading} = d),
+    do:
+      {"its process #{d[:last]} while the library was being loaded",
+       "A constructor, nif_init or its load callback is at fault."}
+
+  defp not_loaded(%{because: :start} = d),
+    do:
+      {"its process could not be started (#{d[:message] || bound(d)})",
+       "See lib/snakepit/isolation/README.md for what a worker needs."}
+
+  defp not_loaded(%{because: :failed, stage: stage} = d), do: stage(stage, d)
+  defp not_loaded(d), do: {"it is not loaded (#{d[:message] || bound(d)})", "Load it with Snakepit.Isolation.load/2."}
+
+  defp stage(stage, d) when stage in [:not_found, :no_file],
+    do: {"there is no file #{d[:path]}.so", "Check the path."}
+
+  defp stage(:not_a_library, d),
+    do: {"#{d[:path]}.so is not a shared library (#{d[:message]})", "Check the path, or build it again."}
+
+  defp stage(:wrong_architecture, d),
+    do: {"#{d[:path]}.so is made for another processor (#{d[:message]})", "Build it for this machine."}
+
+  defp stage(:no_init, d),
+    do: {"#{d[:path]}.so has no function nif_init", "It is a shared library, but not one with a NIF. Check the path."}
+
+  defp stage(:init, d),
+    do: {"its nif_init failed (#{d[:message]})", "The library says no; see its output in the log."}
+
+  defp stage(:load_callback, d),
+    do: {"its load callback returned #{d[:code]}", "Pass the load_info: that it expects; see its output in the log."}
+
+  defp stage(:open, d),
+    do: {"#{d[:path]}.so could not be opened (#{d[:message]})", "Check its rights and the libraries that it needs."}
+
+  defp stage(stage, d),
+    do:
+      {"loading failed at #{stage}: #{d[:message]} (code #{inspect(d[:code])})", "See the library's output in the log."}
+
+  @doc false
+  # How a process ended, in words that follow "its process".
+  @spec end_in_words(map()) :: String.t()
+  def end_in_words(details) do
+    ended(%{signal: details[:signal], exit_code: details[:exit_code]}, details) |> String.trim_trailing(",")
+  end
+
+  defp bound(d) do
+    case Map.drop(d, [:worker]) do
+      empty when empty == %{} -> "no more is known"
+      rest -> Enum.map_join(rest, ", ", fn {key, value} -> "#{key}: #{show(value)}" end)
+    end
+  end
+
+  defp option(%{option: option}), do: "#{option}:"
+  defp option(_), do: "limit (slot_size:, spill_size:, max_words:, max_depth:, max_atoms:, max_names:)"
+
+  # What came, as far as a sentence can hold it.
+  defp show(term) do
+    text = inspect(term, limit: 5, printable_limit: 60)
+    if String.length(text) > 200, do: String.slice(text, 0, 200) <> "...", else: text
+  end
+end

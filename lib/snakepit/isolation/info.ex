@@ -1,0 +1,60 @@
+defmodule Snakepit.Isolation.Info do
+  @moduledoc false
+  # What info/1 answers: rows of the workers, numbers of the native pool, and what each worker says of itself.
+
+  alias Snakepit.Isolation.{Directory, Library}
+  alias Snakepit.Native
+
+  @spec describe(Library.t(), pos_integer() | nil) :: map()
+  def describe(%Library{} = library, warden) do
+    rows = Library.rows(library.table)
+    pool = Native.pool_info(library.native)
+    in_flight = Map.new(pool.in_flight)
+    loaded = Enum.find_value(rows, %{missing: [], nif_version: nil}, & &1.loaded)
+
+    %{
+      id: library.id,
+      name: library.name,
+      path: library.path,
+      module: library.module,
+      functions: library.functions,
+      nif_version: loaded.nif_version,
+      missing: loaded.missing,
+      state: state(rows),
+      error: Enum.find_value(rows, & &1.error),
+      calls: pool.calls,
+      in_flight: in_flight |> Map.values() |> Enum.sum(),
+      waiting: pool.waiting,
+      atoms: Native.atoms_used(Directory.atoms(library.path, 0)),
+      warden: warden,
+      workers: Enum.map(rows, &worker(&1, Map.get(in_flight, &1.position - 1, 0)))
+    }
+  end
+
+  defp state(rows) do
+    case Enum.frequencies_by(rows, & &1.state) do
+      %{ready: ready} when ready == length(rows) -> :ready
+      %{ready: _} -> :degraded
+      %{failed: failed} when failed == length(rows) -> :failed
+      _ -> :restarting
+    end
+  end
+
+  defp worker(row, in_flight) do
+    status = if row.native, do: Native.worker_status(row.native), else: %{}
+
+    %{
+      position: row.position,
+      state: row.state,
+      os_pid: row.os_pid,
+      uptime: System.convert_time_unit(System.monotonic_time() - row.since, :native, :millisecond),
+      restarts: row.restarts,
+      hung: row.hung,
+      last_exit: row.last_exit,
+      calls: row.calls + Map.get(status, :calls, 0),
+      in_flight: in_flight,
+      heartbeat_age: status[:heartbeat_age],
+      status: status[:status]
+    }
+  end
+end

@@ -1,0 +1,132 @@
+defmodule Snakepit.Isolation.Library do
+  @moduledoc """
+  A loaded library: what `Snakepit.Isolation.load/2` gives and the other functions take.
+
+  It can be sent to other processes of this node and kept for as long as one likes; a call through one that has been
+  unloaded is an error. `id` names it in messages and in the log; `functions` is what the library itself reported.
+  """
+
+  use Supervisor
+
+  alias Snakepit.Isolation.{Directory, Options, Pool, Worker}
+  alias Snakepit.Native
+
+  @enforce_keys [:id, :native, :table]
+  # What call/4 needs stands here, so that it asks nobody: the native pool, how long to spin and to wait.
+  defstruct [
+    :id,
+    :name,
+    :path,
+    :module,
+    :native,
+    :table,
+    functions: [],
+    spin: 10,
+    timeout: 5_000,
+    max_waiting: 10_000,
+    telemetry: false
+  ]
+
+  @type t :: %__MODULE__{
+          id: String.t() | atom(),
+          name: atom(),
+          path: String.t(),
+          module: module() | nil,
+          functions: [{atom(), arity()}],
+          native: reference(),
+          table: :ets.tid(),
+          spin: non_neg_integer(),
+          timeout: timeout(),
+          max_waiting: non_neg_integer(),
+          telemetry: boolean()
+        }
+
+  @typedoc false
+  @type shared :: %{
+          id: String.t() | atom(),
+          options: Options.t(),
+          mode: :on_demand | :supervised,
+          supervisor: pid(),
+          native: reference(),
+          atoms: reference(),
+          table: :ets.tid()
+        }
+
+  # Processes are small and rows survive: a storm of crashes must not end the library. (The library's own crashes are
+  # not crashes of these processes; `Worker` counts them.)
+  @max_restarts 1_000
+  @max_seconds 5
+
+  @doc false
+  @spec start_link({String.t() | atom(), Options.t(), :on_demand | :supervised}) :: Supervisor.on_start()
+  def start_link(start), do: Supervisor.start_link(__MODULE__, start)
+
+  @impl true
+  def init({id, options, mode}) do
+    # The supervisor owns the table, and the native pool stays the same: both outlive every process that works on them.
+    {:ok, native} = Native.pool_new(options.workers)
+
+    shared = %{
+      id: id,
+      options: options,
+      mode: mode,
+      supervisor: self(),
+      native: native,
+      atoms: Directory.atoms(options.path, options.max_atoms),
+      table: :ets.new(__MODULE__, [:set, :public, read_concurrency: true])
+    }
+
+    workers =
+      for position <- 1..options.workers do
+        %{id: {Worker, position}, start: {Worker, :start_link, [shared, position]}, shutdown: 10_000}
+      end
+
+    # The Pool ends in order when there is nothing left to do, and the supervisor with it.
+    pool = %{id: Pool, start: {Pool, :start_link, [shared]}, restart: :transient, significant: true}
+
+    gate =
+      if mode == :supervised,
+        do: [%{id: :gate, start: {Pool, :gate, [shared]}, restart: :temporary}],
+        else: []
+
+    flags = %{
+      strategy: :one_for_one,
+      intensity: @max_restarts,
+      period: @max_seconds,
+      auto_shutdown: :any_significant
+    }
+
+    # As OTP takes it: Elixir 1.14's Supervisor.init/2 does not know auto_shutdown.
+    {:ok, {flags, [pool | workers] ++ gate}}
+  end
+
+  # ── The table ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+  # {:pool, pid}
+  # {{:worker, position}, row}     what its process last wrote; outlives it
+  # {{:native, worker}, pid}       who answers for a native worker, while it lives
+
+  @doc false
+  @spec lookup(:ets.tid(), term()) :: term() | nil
+  def lookup(table, key) do
+    case :ets.lookup(table, key) do
+      [{_, value}] -> value
+      [] -> nil
+    end
+  rescue
+    # The library has been unloaded.
+    ArgumentError -> nil
+  end
+
+  @doc false
+  @spec rows(:ets.tid()) :: [map()]
+  def rows(table) do
+    table |> :ets.match({{:worker, :_}, :"$1"}) |> List.flatten() |> Enum.sort_by(& &1.position)
+  rescue
+    ArgumentError -> []
+  end
+end
+
+defimpl Inspect, for: Snakepit.Isolation.Library do
+  def inspect(library, _options), do: "#Snakepit.Isolation.Library<#{library.id} #{library.path}>"
+end

@@ -1,0 +1,170 @@
+defmodule Snakepit.Isolation.Options do
+  @moduledoc false
+  # The options of load/2: which are valid, what they are when they are not given. Every problem is in the one error,
+  # except the sandbox: leaving that out is not a mistake in an option but a library that is not loaded.
+
+  alias Snakepit.Isolation.Error
+
+  # What the VM's timers take.
+  @longest_wait 4_294_967_295
+
+  @defaults %{
+    name: nil,
+    load_info: 0,
+    workers: 1,
+    concurrency: 1,
+    timeout: 5_000,
+    load_timeout: 10_000,
+    max_restarts: 20,
+    max_seconds: 10,
+    heartbeat_timeout: 5_000,
+    spin: 10,
+    worker_spin: 50,
+    slots: 64,
+    slot_size: 16_384,
+    spill_size: 67_108_864,
+    max_words: 16_777_216,
+    max_depth: 65_536,
+    max_names: 16_384,
+    max_atoms: 10_000,
+    max_waiting: 10_000,
+    output: :info,
+    telemetry: true
+  }
+
+  @type t :: %{
+          path: String.t(),
+          name: atom(),
+          load_info: term(),
+          sandbox: :none,
+          workers: pos_integer(),
+          concurrency: pos_integer(),
+          timeout: timeout(),
+          load_timeout: pos_integer(),
+          max_restarts: non_neg_integer() | :infinity,
+          max_seconds: pos_integer(),
+          heartbeat_timeout: pos_integer() | :infinity,
+          spin: non_neg_integer(),
+          worker_spin: non_neg_integer(),
+          slots: pos_integer(),
+          slot_size: pos_integer(),
+          spill_size: pos_integer(),
+          max_words: pos_integer(),
+          max_depth: pos_integer(),
+          max_names: pos_integer(),
+          max_atoms: non_neg_integer(),
+          max_waiting: non_neg_integer(),
+          output: Logger.level() | :discard,
+          telemetry: boolean()
+        }
+
+  @spec longest_wait() :: pos_integer()
+  def longest_wait, do: @longest_wait
+
+  @doc "Path and options, checked and completed."
+  @spec load(term(), term()) :: {:ok, t()} | {:error, Error.t()}
+  def load(path, options) do
+    with {:ok, options} <- keywords(options),
+         {sandbox, given} = Keyword.pop(options, :sandbox, :missing),
+         {:ok, options} <- complete(Map.new(given)),
+         {:ok, path} <- path(path),
+         :ok <- sandbox(sandbox, path),
+         do: {:ok, Map.merge(options, %{path: path, sandbox: :none})}
+  end
+
+  defp keywords(options) do
+    if Keyword.keyword?(options), do: {:ok, options}, else: Error.invalid(:options, "a keyword list", options)
+  end
+
+  defp sandbox(:none, _path), do: :ok
+
+  defp sandbox(other, path),
+    do: {:error, Error.new(:not_loaded, Path.basename(path), nil, %{because: :sandbox, got: other})}
+
+  defp complete(given) do
+    options = Map.merge(@defaults, given)
+    unknown = given |> Map.keys() |> Enum.reject(&is_map_key(@defaults, &1)) |> Enum.sort()
+
+    problems =
+      Enum.map(unknown, &unknown(&1, given)) ++
+        for {key, value} <- Enum.sort(Map.take(options, Map.keys(@defaults))),
+            expected = refused(key, value),
+            do: %{key: key, expected: expected, got: value}
+
+    case problems do
+      [] -> {:ok, options}
+      [one] -> {:error, Error.new(:invalid_option, nil, nil, one)}
+      several -> {:error, Error.new(:invalid_option, nil, nil, %{problems: Enum.map(several, &line/1)})}
+    end
+  end
+
+  defp line(%{key: key, expected: expected, got: got}),
+    do: "#{inspect(key)}: expected #{expected}, got #{inspect(got, limit: 5)}"
+
+  defp unknown(key, given) do
+    known = Enum.sort([:sandbox | Map.keys(@defaults)])
+    near = Enum.max_by(known, &String.jaro_distance(inspect(&1), inspect(key)))
+    expected = "one of #{Enum.map_join(known, ", ", &inspect/1)} (did you mean #{inspect(near)}?)"
+    %{key: key, expected: expected, got: given[key]}
+  end
+
+  # What was expected, or nil if the value is good.
+  defp refused(:name, value), do: unless(is_atom(value) and value not in [true, false], do: "an atom")
+  defp refused(:load_info, _any), do: nil
+  defp refused(:workers, value), do: range(value, 1, 64)
+  defp refused(:concurrency, value), do: range(value, 1, 64)
+  defp refused(:timeout, :infinity), do: nil
+  defp refused(:timeout, value), do: range(value, 0, @longest_wait, " or :infinity")
+  defp refused(:load_timeout, value), do: range(value, 1, @longest_wait)
+  defp refused(:max_restarts, :infinity), do: nil
+  defp refused(:max_restarts, value), do: range(value, 0, 1_000_000, " or :infinity")
+  defp refused(:max_seconds, value), do: range(value, 1, 86_400)
+  defp refused(:heartbeat_timeout, :infinity), do: nil
+  defp refused(:heartbeat_timeout, value), do: range(value, 1_000, @longest_wait, " or :infinity")
+  defp refused(:spin, value), do: range(value, 0, 1_000, " microseconds")
+  defp refused(:worker_spin, value), do: range(value, 0, 1_000_000, " microseconds")
+
+  defp refused(:slots, value) do
+    unless is_integer(value) and value in 1..1024 and Bitwise.band(value, value - 1) == 0,
+      do: "a power of two from 1 to 1024"
+  end
+
+  defp refused(:slot_size, value), do: range(value, 1_024, 1_048_576, " bytes")
+  defp refused(:spill_size, value), do: range(value, 1_048_576, 1_099_511_627_776, " bytes")
+  defp refused(:max_words, value), do: range(value, 1_024, 1_099_511_627_776)
+  defp refused(:max_depth, value), do: range(value, 16, 16_777_216)
+  defp refused(:max_names, value), do: range(value, 64, 1_048_576)
+  defp refused(:max_atoms, value), do: range(value, 0, 1_000_000)
+  defp refused(:max_waiting, value), do: range(value, 0, 1_000_000)
+
+  @levels ~w(debug info notice warning error discard)a
+  defp refused(:output, value), do: unless(value in @levels, do: "one of #{inspect(@levels)}")
+  defp refused(:telemetry, value), do: unless(is_boolean(value), do: "true or false")
+
+  defp range(value, least, most, unit \\ "") do
+    unless is_integer(value) and value >= least and value <= most, do: "an integer from #{least} to #{most}#{unit}"
+  end
+
+  # As erlang:load_nif/2 takes it: without ".so". Absolute, because a worker has a working directory of its own.
+  defp path({application, path}) when is_atom(application) do
+    with {:ok, path} <- text(path) do
+      {:ok, Application.app_dir(application, path)}
+    end
+  rescue
+    ArgumentError ->
+      {:error, Error.new(:not_loaded, nil, nil, %{because: :no_application, application: application})}
+  end
+
+  defp path(path) do
+    with {:ok, path} <- text(path), do: {:ok, Path.expand(path)}
+  end
+
+  defp text(path) do
+    case IO.chardata_to_string(path) do
+      "" -> Error.invalid(:path, "a path without .so, or {application, path}", path)
+      text -> if String.contains?(text, <<0>>), do: Error.invalid(:path, "a path", path), else: {:ok, text}
+    end
+  rescue
+    _ -> Error.invalid(:path, "a path without .so, or {application, path}", path)
+  end
+end

@@ -1,0 +1,237 @@
+defmodule Snakepit.Isolation.Pool do
+  @moduledoc false
+  # Who waits for a worker of one library: the caller of load/2 for all of them to have loaded, callers for one to be
+  # ready again. Choosing a worker is the native pool's business and needs no process. What it knows of the workers it
+  # reads from their rows, so it can be killed at any time; those who wait ask again.
+
+  use GenServer
+
+  require Logger
+
+  alias Snakepit.Isolation.{Directory, Error, Library, Telemetry}
+
+  @spec start_link(Library.shared()) :: GenServer.on_start()
+  def start_link(shared), do: GenServer.start_link(__MODULE__, shared)
+
+  @doc "Waits until every worker has loaded the library, or one has failed to."
+  @spec loaded(:ets.tid() | pid()) :: {:ok, Library.t()} | :gone | {:error, Error.t()}
+  def loaded(pool) when is_pid(pool) do
+    GenServer.call(pool, :loaded, :infinity)
+  catch
+    :exit, _ -> :gone
+  end
+
+  def loaded(nil), do: :gone
+  def loaded(table), do: ask(table, :loaded, :infinity)
+
+  @doc "The last child of a library in a supervision tree: its start waits for the library and is what may fail."
+  @spec gate(Library.shared()) :: :ignore | {:error, Error.t()}
+  def gate(shared) do
+    with {:ok, _library} <- loaded(shared.table), do: :ignore
+  end
+
+  @doc "Waits until a worker is in service. `:gone`: the library has been unloaded."
+  @spec await(Library.t(), timeout()) :: :ready | :timeout | :gone | {:error, Error.t()}
+  def await(%Library{table: table}, timeout), do: ask(table, :await, timeout)
+
+  @doc "A worker's row has changed."
+  @spec changed(:ets.tid()) :: :ok
+  def changed(table) do
+    with pid when is_pid(pid) <- Library.lookup(table, :pool), do: send(pid, :changed)
+    :ok
+  end
+
+  defp ask(table, question, timeout) do
+    deadline = timeout != :infinity && System.monotonic_time(:millisecond) + timeout
+    ask_until(table, question, deadline)
+  end
+
+  defp ask_until(table, question, deadline) do
+    left = if deadline, do: max(deadline - System.monotonic_time(:millisecond), 0), else: :infinity
+
+    case Library.lookup(table, :pool) do
+      nil -> :gone
+      pid -> GenServer.call(pid, question, left)
+    end
+  catch
+    :exit, {:timeout, _} ->
+      :timeout
+
+    # It has been killed and is being started again, or the library is being unloaded: then the table goes.
+    :exit, _ ->
+      receive do
+      after
+        1 -> ask_until(table, question, deadline)
+      end
+  end
+
+  # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
+
+  @impl true
+  def init(shared) do
+    Process.flag(:trap_exit, true)
+    :ets.insert(shared.table, {:pool, self()})
+    {:ok, look(%{shared: shared, library: nil, loaders: %{}, waiting: [], count: 0})}
+  end
+
+  @impl true
+  def handle_call(:loaded, {pid, _} = from, state) do
+    loaders = Map.put(state.loaders, Process.monitor(pid), from)
+    {:noreply, settle(%{state | loaders: loaders})}
+  end
+
+  def handle_call(:await, from, %{shared: shared} = state) do
+    case service(rows(state)) do
+      :ready -> {:reply, :ready, state}
+      {:failed, error} -> {:reply, {:error, error}, state}
+      :starting when state.count >= shared.options.max_waiting -> {:reply, {:error, too_many(shared)}, state}
+      :starting -> {:noreply, %{state | waiting: [from | state.waiting], count: state.count + 1}}
+    end
+  end
+
+  @impl true
+  def handle_info(:changed, state) do
+    state = state |> look() |> settle() |> wake()
+
+    case {state.shared.mode, state.library, service(rows(state))} do
+      # Whoever supervises the library decides what comes next.
+      {:supervised, %Library{}, {:failed, error}} -> {:stop, {:shutdown, error}, state}
+      _ -> {:noreply, state}
+    end
+  end
+
+  # Whoever wanted the library has gone before it was there.
+  def handle_info({:DOWN, monitor, :process, _, _}, state) do
+    case Map.pop(state.loaders, monitor) do
+      {nil, _} ->
+        {:noreply, state}
+
+      {_, loaders} when state.library == nil and state.shared.mode == :on_demand and loaders == %{} ->
+        {:stop, {:shutdown, :unwanted}, %{state | loaders: loaders}}
+
+      {_, loaders} ->
+        {:noreply, %{state | loaders: loaders}}
+    end
+  end
+
+  def handle_info({:EXIT, _, reason}, state), do: {:stop, reason, state}
+  def handle_info(_late_answer, state), do: {:noreply, state}
+
+  @impl true
+  def terminate(reason, %{shared: shared, waiting: waiting}) do
+    # A crash of this process is none of the library.
+    if reason in [:normal, :shutdown] or match?({:shutdown, _}, reason) do
+      Directory.delete(shared, shared.supervisor)
+      for from <- waiting, do: GenServer.reply(from, :gone)
+    end
+  end
+
+  # ── What the rows say ─────────────────────────────────────────────────────────────────────────────────────────
+
+  # The library is there when all its workers have loaded it for the first time.
+  defp look(%{library: nil, shared: shared} = state) do
+    rows = rows(state)
+
+    if length(rows) == shared.options.workers and Enum.all?(rows, & &1.loaded) do
+      library = library(shared, hd(rows).loaded)
+
+      case Directory.put(library, shared.supervisor) do
+        :ok ->
+          warn(library, hd(rows).loaded.missing)
+          %{state | library: library}
+
+        {:error, :taken} ->
+          state
+      end
+    else
+      state
+    end
+  end
+
+  defp look(state), do: state
+
+  defp settle(%{loaders: loaders} = state) when loaders == %{}, do: state
+
+  defp settle(state) do
+    rows = rows(state)
+    failed = Enum.find_value(rows, & &1.error)
+
+    answer =
+      cond do
+        state.library -> {:ok, state.library}
+        failed -> {:error, failed}
+        length(rows) == state.shared.options.workers and Enum.all?(rows, & &1.loaded) -> {:error, taken(state.shared)}
+        true -> nil
+      end
+
+    if answer do
+      for {monitor, from} <- state.loaders do
+        Process.demonitor(monitor, [:flush])
+        GenServer.reply(from, answer)
+      end
+
+      %{state | loaders: %{}}
+    else
+      state
+    end
+  end
+
+  defp wake(%{waiting: []} = state), do: state
+
+  defp wake(state) do
+    answer =
+      case service(rows(state)) do
+        :ready -> :ready
+        {:failed, error} -> {:error, error}
+        :starting -> nil
+      end
+
+    if answer do
+      for from <- state.waiting, do: GenServer.reply(from, answer)
+      %{state | waiting: [], count: 0}
+    else
+      state
+    end
+  end
+
+  defp service(rows) do
+    cond do
+      Enum.any?(rows, &(&1.state == :ready)) -> :ready
+      rows != [] and Enum.all?(rows, &(&1.state == :failed)) -> {:failed, hd(rows).error}
+      true -> :starting
+    end
+  end
+
+  defp rows(state), do: Library.rows(state.shared.table)
+
+  defp library(%{options: options} = shared, loaded) do
+    %Library{
+      id: shared.id,
+      name: options.name,
+      path: options.path,
+      module: loaded.module,
+      functions: loaded.functions,
+      native: shared.native,
+      table: shared.table,
+      spin: options.spin,
+      timeout: options.timeout,
+      max_waiting: options.max_waiting,
+      telemetry: Telemetry.available?(options.telemetry)
+    }
+  end
+
+  defp warn(_library, []), do: :ok
+
+  defp warn(library, missing) do
+    Logger.warning(
+      "#{inspect(library)} uses #{Enum.join(missing, ", ")}, which isolated libraries cannot call yet: " <>
+        "a call that does is an error"
+    )
+  end
+
+  defp too_many(%{id: id, options: %{max_waiting: limit}}),
+    do: Error.new(:overloaded, id, nil, %{because: :waiting, limit: limit})
+
+  defp taken(%{id: id, options: %{name: name}}),
+    do: Error.new(:not_loaded, id, nil, %{because: :name_taken, name: name})
+end

@@ -1,0 +1,491 @@
+defmodule Snakepit.Isolation.Worker do
+  @moduledoc false
+  # Owns one position of a library's pool: has a process started there, has it load the library, puts it into service,
+  # and starts the next one when it has ended. Kills it when it hangs, lies or shows no sign of life.
+  #
+  #     starting ──hello──▶ loading ──loaded──▶ ready ──killed──▶ ending ──exit──▶ waiting ──▶ starting
+  #        └───────────────────┴── of the first process: failed                      └──too many──▶ failed
+  #
+  # Its row in the library's table is what others see of it, and what its successor goes on with.
+
+  use GenServer
+
+  require Logger
+
+  alias Snakepit.Isolation.{Doorbell, Error, Library, Output, Pool, Telemetry, Warden}
+  alias Snakepit.Native
+
+  @sigkill 9
+  # How often it is looked at. The worker's own heartbeat is twice as fast.
+  @tick 1_000
+  # A process that was asked to end, or killed, is waited for so long.
+  @farewell 500
+  @burial 5_000
+  # Before the n-th restart in a row: nothing, 1, 2, 4, ... ms.
+  @longest_delay 1_000
+
+  @type row :: %{
+          position: pos_integer(),
+          state: :starting | :loading | :ready | :ending | :waiting | :failed,
+          os_pid: pos_integer() | nil,
+          native: reference() | nil,
+          loaded: map() | nil,
+          error: Error.t() | nil,
+          restarts: non_neg_integer(),
+          hung: non_neg_integer(),
+          calls: non_neg_integer(),
+          since: integer(),
+          last_exit: map() | nil
+        }
+
+  @spec start_link(Library.shared(), pos_integer()) :: GenServer.on_start()
+  def start_link(shared, position), do: GenServer.start_link(__MODULE__, {shared, position})
+
+  @doc """
+  A call that the worker had begun has passed its deadline. When this returns, the worker takes no new calls.
+  """
+  @spec hung(:ets.tid(), reference(), {atom(), arity()}) :: :ok
+  def hung(table, native, function), do: ask(table, native, {:hung, native, function})
+
+  @doc "The worker has lied to a caller. When this returns, it takes no new calls."
+  @spec lied(:ets.tid(), reference(), map()) :: :ok
+  def lied(table, native, details), do: ask(table, native, {:lied, native, details})
+
+  # A deadline has passed already, so the wait is short. Whatever becomes of it, the caller goes on.
+  defp ask(table, native, question) do
+    case Library.lookup(table, {:native, native}) do
+      nil -> :ok
+      pid -> GenServer.call(pid, question, 100)
+    end
+  catch
+    :exit, _ -> :ok
+  end
+
+  # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
+
+  @impl true
+  def init({shared, position}) do
+    Process.flag(:trap_exit, true)
+    # What a predecessor has left: Warden ends its process.
+    Native.pool_take(shared.native, position - 1)
+
+    row =
+      Library.lookup(shared.table, {:worker, position}) ||
+        %{position: position, loaded: nil, error: nil, restarts: 0, hung: 0, calls: 0, last_exit: nil}
+
+    state = %{
+      shared: shared,
+      position: position,
+      label: "#{shared.id}/#{position}",
+      row: Map.merge(row, %{state: :starting, os_pid: nil, native: nil, since: now()}),
+      native: nil,
+      token: nil,
+      monitor: nil,
+      doorbell: nil,
+      output: nil,
+      # Why it has been killed, if it has.
+      cause: nil,
+      # What it said itself before it ended.
+      failure: nil,
+      timer: nil,
+      crashes: [],
+      watch: nil
+    }
+
+    {:ok, write(state), {:continue, :start}}
+  end
+
+  @impl true
+  def handle_continue(:start, state), do: {:noreply, start(state)}
+
+  @impl true
+  def handle_call({:hung, native, function}, _from, %{native: native, cause: nil} = state) do
+    Logger.warning(
+      "#{state.label}: #{name(function)} did not answer before its deadline; process #{state.row.os_pid} is replaced"
+    )
+
+    {:reply, :ok, kill(update(state, %{hung: state.row.hung + 1}), :hung)}
+  end
+
+  def handle_call({:lied, native, details}, _from, %{native: native, cause: nil} = state),
+    do: {:reply, :ok, lied(state, details)}
+
+  # About one that is gone.
+  def handle_call(_, _from, state), do: {:reply, :ok, state}
+
+  @impl true
+  def handle_info({:select, native, _, :ready_input}, %{native: native} = state) when native != nil,
+    do: {:noreply, listen(state)}
+
+  def handle_info({Warden, token, event}, %{token: token} = state) when token != nil,
+    do: {:noreply, warden(event, state)}
+
+  def handle_info({:DOWN, monitor, :process, _, _}, %{monitor: monitor} = state) when monitor != nil,
+    do: {:noreply, warden(:lost, state)}
+
+  def handle_info({Doorbell, pid, {_reason, details}}, %{doorbell: pid} = state), do: {:noreply, lied(state, details)}
+
+  def handle_info({:load_timeout, token}, %{token: token} = state) when token != nil,
+    do: {:noreply, kill(state, :load_timeout)}
+
+  def handle_info({:tick, token}, %{token: token} = state) when token != nil, do: {:noreply, tick(state)}
+  def handle_info(:restart, %{native: nil, row: %{state: :waiting}} = state), do: {:noreply, start(state)}
+
+  # A doorbell that was killed is replaced: callers wait for it.
+  def handle_info({:EXIT, pid, _}, %{doorbell: pid, native: native} = state) when native != nil,
+    do: {:noreply, %{state | doorbell: Doorbell.start_link(native)}}
+
+  def handle_info({:EXIT, pid, reason}, %{output: pid, native: native} = state)
+      when native != nil and reason != :normal,
+      do: {:noreply, %{state | output: output(state, native)}}
+
+  def handle_info(_late, state), do: {:noreply, state}
+
+  @impl true
+  def terminate(_reason, %{native: nil}), do: :ok
+
+  def terminate(reason, %{native: native, token: token} = state) do
+    Native.pool_take(state.shared.native, state.position - 1)
+    state = update(state, %{state: :ending})
+    orderly? = reason in [:normal, :shutdown] or match?({:shutdown, _}, reason)
+    if orderly? and state.cause == nil, do: Native.worker_stop(native)
+    status = await_exit(token, if(orderly?, do: @farewell, else: 0)) || slay(token)
+    because = if orderly?, do: {:not_loaded, %{because: :unloaded}}, else: {:crashed, exit_details(state, status)}
+    buried(state, because)
+  end
+
+  defp slay(token) do
+    Warden.kill(token, @sigkill)
+    await_exit(token, @burial)
+  end
+
+  defp await_exit(nil, _), do: nil
+
+  defp await_exit(token, patience) do
+    receive do
+      {Warden, ^token, {:exited, _os_pid, status}} -> status
+      {Warden, ^token, :lost} -> nil
+      {Warden, ^token, {:not_started, _}} -> nil
+    after
+      patience -> nil
+    end
+  end
+
+  # ── From start to service ─────────────────────────────────────────────────────────────────────────────────────
+
+  defp start(%{shared: shared} = state) do
+    state = update(%{state | cause: nil, failure: nil, watch: nil}, %{state: :starting, since: now()})
+
+    with {:ok, native} <- Native.worker_new(spec(shared)),
+         {:ok, token} <- start_process(native, state.label) do
+      monitor = Process.monitor(Warden)
+      :ets.insert(shared.table, {{:native, native}, self()})
+      timer = Process.send_after(self(), {:load_timeout, token}, shared.options.load_timeout)
+      output = output(state, native)
+
+      %{state | native: native, token: token, monitor: monitor, timer: timer, output: output}
+      |> update(%{native: native})
+      |> select()
+    else
+      {:error, {:executable, details}} -> not_started(state, Map.put(details, :because, :executable))
+      {:error, {_reason, details}} -> not_started(state, Map.put(details, :because, :start))
+    end
+  end
+
+  defp start_process(native, label) do
+    with {:error, {reason, details}} = error <- Warden.start_worker(native, label) do
+      Native.worker_close(native, {:crashed, Map.put(details, :because, reason)})
+      error
+    end
+  catch
+    :exit, _ ->
+      Native.worker_close(native, {:crashed, %{because: :warden}})
+      {:error, {:warden, %{message: "the process that starts workers is being restarted"}}}
+  end
+
+  defp spec(%{options: options, atoms: atoms}) do
+    %{
+      slots: options.slots,
+      slot_bytes: options.slot_size,
+      spill_bytes: options.spill_size,
+      executors: options.concurrency,
+      spin_us: options.worker_spin,
+      atoms: atoms,
+      names: options.max_names,
+      max_words: options.max_words,
+      max_depth: options.max_depth
+    }
+  end
+
+  defp select(state) do
+    case Native.worker_select(state.native, :control) do
+      :ok -> state
+      {:error, _} -> kill(state, :protocol)
+    end
+  end
+
+  defp listen(state) do
+    case Native.worker_receive(state.native) do
+      {:ok, message} -> message |> heard(state) |> listen()
+      :again -> select(state)
+      # It is ending, or has closed its end to hide: then it ends now.
+      :closed -> kill(state, :closed)
+      {:error, {_, details}} -> lied(state, details)
+    end
+  end
+
+  defp heard({:hello, os_pid}, %{row: %{state: :starting}, shared: %{options: options}} = state) do
+    case Native.worker_load(state.native, options.path, options.load_info) do
+      :ok ->
+        update(state, %{state: :loading, os_pid: os_pid})
+
+      {:error, {reason, details}} ->
+        kill(%{state | failure: unsendable(state, reason, details)}, :failed)
+    end
+  end
+
+  defp heard({:loaded, loaded}, %{row: %{state: :loading}} = state), do: loaded(state, loaded)
+
+  defp heard({:failed, details}, %{row: %{state: :loading}} = state) do
+    details = Map.merge(details, %{because: :failed, path: state.shared.options.path})
+    kill(%{state | failure: Error.new(:not_loaded, state.shared.id, nil, details)}, :failed)
+  end
+
+  # After a lie nothing is heard any more; what is said twice or out of turn is one.
+  defp heard(_, %{cause: cause} = state) when cause != nil, do: state
+  defp heard(other, state), do: lied(state, %{message: "unexpected #{inspect(other, limit: 5)}"})
+
+  defp unsendable(%{shared: %{id: id}}, reason, details) when reason in [:unsupported, :too_large],
+    do:
+      Error.new(
+        :invalid_option,
+        id,
+        nil,
+        Map.merge(details, %{key: :load_info, expected: "a term that can be sent to another process", got: reason})
+      )
+
+  defp unsendable(%{shared: %{id: id}}, _reason, details),
+    do: Error.new(:not_loaded, id, nil, Map.put(details, :because, :start))
+
+  defp loaded(%{shared: shared} = state, loaded) do
+    case Native.pool_put(shared.native, state.position - 1, state.native) do
+      :ok ->
+        Process.cancel_timer(state.timer)
+        Process.send_after(self(), {:tick, state.token}, @tick)
+        duration = now() - state.row.since
+
+        state =
+          %{state | timer: nil, doorbell: Doorbell.start_link(state.native)}
+          |> update(%{state: :ready, loaded: described(shared, loaded), error: nil})
+
+        Telemetry.event(about(state), :worker_ready, %{duration: duration}, %{
+          worker: state.position,
+          os_pid: state.row.os_pid,
+          restarts: state.row.restarts
+        })
+
+        Pool.changed(shared.table)
+        state
+
+      {:error, {:mismatch, details}} ->
+        details = Map.merge(details, %{message: "its functions are not those that it had before"})
+        kill(%{state | failure: Error.new(:not_loaded, shared.id, nil, details)}, :failed)
+
+      {:error, {_, details}} ->
+        lied(state, details)
+    end
+  end
+
+  # Names of functions are the library's; those that the native pool has taken are atoms by now.
+  defp described(%{native: native}, loaded) do
+    functions = for {name, arity, _flags} <- Native.pool_info(native).functions, do: {name, arity}
+
+    %{
+      module: module(loaded.module),
+      functions: Enum.sort(functions),
+      nif_version: loaded.nif_version,
+      missing: Enum.sort(loaded.missing)
+    }
+  end
+
+  # One atom for each library; a name that cannot be one stays text.
+  defp module(name) when byte_size(name) in 1..255, do: String.to_atom(name)
+  defp module(name), do: name
+
+  # ── Its end ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp warden({:started, os_pid}, state), do: update(state, %{os_pid: os_pid})
+  defp warden({:not_started, details}, state), do: exited(%{state | failure: start_failure(state, details)}, nil)
+  defp warden({:exited, _os_pid, status}, state), do: exited(state, status)
+  defp warden(:lost, state), do: exited(%{state | cause: state.cause || :warden}, nil)
+
+  defp start_failure(%{shared: %{id: id}}, details) do
+    message = "#{details[:call]} failed with errno #{details[:errno]}"
+    Error.new(:not_loaded, id, nil, Map.merge(details, %{because: :start, message: message}))
+  end
+
+  defp kill(%{token: nil} = state, _cause), do: state
+  # The first cause is the cause.
+  defp kill(%{cause: cause} = state, _) when cause != nil, do: state
+
+  defp kill(state, cause) do
+    Native.pool_take(state.shared.native, state.position - 1)
+    Warden.kill(state.token, @sigkill)
+    # Whoever asks for a worker waits for its successor.
+    update(%{state | cause: cause}, %{state: :ending})
+  end
+
+  defp lied(state, details) do
+    Logger.error("#{state.label}: process #{state.row.os_pid} broke the protocol (#{words(details)}) and is replaced")
+    kill(state, :protocol)
+  end
+
+  defp words(%{message: message}) when is_binary(message), do: message
+  defp words(details), do: inspect(details, limit: 10)
+
+  defp exited(state, status) do
+    details = exit_details(state, status)
+    loaded? = state.row.loaded != nil
+    hung? = details.because == :hung
+    state = state |> buried({:crashed, details}) |> update(%{last_exit: Map.put(details, :at, DateTime.utc_now())})
+
+    cond do
+      not loaded? -> failed(state, first_failure(state, details))
+      hung? -> again(state, 0)
+      true -> crashed(state, details)
+    end
+  end
+
+  # A kill that came too late did not end it.
+  defp exit_details(state, status) do
+    because =
+      cond do
+        state.cause in [nil, :closed] -> :exited
+        status in [{:signal, @sigkill}, nil] -> state.cause
+        true -> :exited
+      end
+
+    Map.put(Error.status(status), :because, because)
+  end
+
+  defp buried(%{native: native, shared: shared} = state, reason) do
+    Native.pool_take(shared.native, state.position - 1)
+    :ets.delete(shared.table, {:native, native})
+    if state.doorbell, do: Doorbell.stop(state.doorbell)
+    calls = calls(native)
+    Native.worker_close(native, reason)
+    if state.timer, do: Process.cancel_timer(state.timer)
+    if state.monitor, do: Process.demonitor(state.monitor, [:flush])
+
+    %{state | native: nil, token: nil, monitor: nil, doorbell: nil, output: nil, timer: nil}
+    |> update(%{native: nil, os_pid: nil, calls: state.row.calls + calls})
+  end
+
+  defp calls(native) do
+    case Native.worker_status(native) do
+      %{calls: calls} when is_integer(calls) -> calls
+      _ -> 0
+    end
+  end
+
+  defp first_failure(%{failure: %Error{} = error}, _details), do: error
+
+  defp first_failure(%{shared: %{id: id, options: options}}, %{because: :load_timeout}),
+    do: Error.new(:not_loaded, id, nil, %{because: :load_timeout, timeout: options.load_timeout})
+
+  defp first_failure(%{shared: %{id: id}}, details) do
+    about = Map.merge(details, %{because: :died_loading, last: Error.end_in_words(details)})
+    Error.new(:not_loaded, id, nil, about)
+  end
+
+  # Nothing has been started at all.
+  defp not_started(%{row: %{loaded: nil}, shared: %{id: id}} = state, details),
+    do: failed(state, Error.new(:not_loaded, id, nil, details))
+
+  defp not_started(state, details) do
+    Logger.error("#{state.label}: no process could be started: #{words(details)}")
+    crashed(update(state, %{last_exit: Map.put(details, :at, DateTime.utc_now())}), details)
+  end
+
+  defp crashed(%{shared: %{options: options}} = state, details) do
+    since = now() - System.convert_time_unit(options.max_seconds, :second, :native)
+    crashes = [now() | Enum.take_while(state.crashes, &(&1 > since))]
+    count = length(crashes)
+    state = %{state | crashes: crashes}
+
+    if options.max_restarts != :infinity and count > options.max_restarts,
+      do: give_up(state, details, count),
+      else: again(state, delay(count, options.max_restarts), details)
+  end
+
+  defp delay(1, _), do: 0
+  defp delay(count, _), do: min(Bitwise.bsl(1, min(count - 2, 20)), @longest_delay)
+
+  defp again(state, delay, details \\ %{because: :hung}) do
+    exit_event(state, delay, details)
+    state = update(state, %{state: :waiting, restarts: state.row.restarts + 1})
+    Pool.changed(state.shared.table)
+
+    if delay == 0 do
+      start(state)
+    else
+      Process.send_after(self(), :restart, delay)
+      state
+    end
+  end
+
+  defp give_up(%{shared: %{options: options}} = state, details, count) do
+    exit_event(state, 0, details)
+    last = Error.end_in_words(details)
+    about = %{because: :gave_up, restarts: count, seconds: options.max_seconds, last: last}
+    error = Error.new(:not_loaded, state.shared.id, nil, about)
+    Logger.error("#{state.label}: #{Exception.message(error)}")
+    Telemetry.event(about(state), :gave_up, %{restarts: state.row.restarts}, %{worker: state.position})
+    failed(state, error)
+  end
+
+  defp failed(state, error) do
+    state = update(state, %{state: :failed, error: error})
+    Pool.changed(state.shared.table)
+    state
+  end
+
+  defp exit_event(state, delay, details) do
+    metadata = %{
+      worker: state.position,
+      os_pid: state.row.os_pid,
+      signal: details[:signal],
+      exit_code: details[:exit_code],
+      because: details[:because]
+    }
+
+    Telemetry.event(about(state), :worker_exit, %{delay: delay}, metadata)
+  end
+
+  # ── Signs of life ─────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp tick(state) do
+    Native.worker_flush(state.native)
+    Process.send_after(self(), {:tick, state.token}, @tick)
+    watch(state, Native.worker_status(state.native))
+  end
+
+  defp watch(state, _status), do: state
+
+  # ── House ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp output(%{shared: %{options: options}} = state, native),
+    do: Output.start_link(native, Map.merge(about(state), %{position: state.position, level: options.output}))
+
+  defp about(%{shared: %{id: id, options: options}}), do: %{id: id, telemetry: Telemetry.available?(options.telemetry)}
+
+  defp update(state, changes), do: write(%{state | row: Map.merge(state.row, changes)})
+
+  defp write(%{shared: shared, position: position, row: row} = state) do
+    :ets.insert(shared.table, {{:worker, position}, row})
+    state
+  end
+
+  defp name({function, arity}), do: "#{function}/#{arity}"
+  defp now, do: System.monotonic_time()
+end
