@@ -1,0 +1,297 @@
+//! What VM, warden and worker tell each other outside of calls: MessagePack, one message a packet, with a version.
+//!
+//! A packet is bounded ([`PACKET`]), and so is every field of a message, when it is written and when it is read. What
+//! can be read is what can be written.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::limits::Limits;
+
+/// Changes when a message does.
+pub const VERSION: u16 = 1;
+
+/// The largest packet.
+pub const PACKET: usize = 64 << 10;
+
+/// The longest label of a worker, for the list of processes.
+pub const LABEL: usize = 64;
+/// The longest path of a library: `PATH_MAX`.
+pub const PATH: usize = 4096;
+/// The longest load info.
+pub const LOAD_INFO: usize = 48 << 10;
+/// The longest text about a failure.
+pub const MESSAGE: usize = 2048;
+/// The longest name of a module or function: 255 characters.
+pub const NAME: usize = 1020;
+/// The longest name of a symbol, and how many can be missing.
+pub const SYMBOL: usize = 128;
+pub const MISSING: usize = 512;
+pub const FUNCTIONS: usize = 4096;
+/// The most arguments that a function of the BEAM has.
+pub const ARITY: usize = 255;
+/// Resources released at once.
+pub const RELEASES: usize = 4096;
+/// As many executors as the ring allows.
+pub const EXECUTORS: u16 = 64;
+
+/// To the warden. With [`ToWarden::Start`] go five descriptors: control, ring, bell in, bell out, output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWarden {
+    Start { token: u64, label: String },
+    Kill { token: u64, signal: i32 },
+}
+
+/// From the warden. `token` is the one that [`ToWarden::Start`] came with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromWarden {
+    Hello {
+        version: u16,
+        pid: u32,
+    },
+    Started {
+        token: u64,
+        pid: u32,
+    },
+    /// `call` is the system call that failed.
+    NotStarted {
+        token: u64,
+        call: String,
+        errno: i32,
+    },
+    Exited {
+        token: u64,
+        pid: u32,
+        status: Status,
+    },
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    Exit(i32),
+    Signal(i32),
+}
+
+/// To a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    Load(Load),
+    /// The VM has dropped its last handle of these resources.
+    Release {
+        ids: Vec<u64>,
+    },
+    Stop,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// As `erlang:load_nif/2` takes it: without the extension.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// One term.
+    #[serde(with = "serde_bytes")]
+    pub load_info: Vec<u8>,
+    pub executors: u16,
+    /// How long an executor looks for the next call before it sleeps, in microseconds.
+    pub spin_us: u32,
+    /// What the VM accepts as an answer.
+    pub limits: Limits,
+}
+
+/// From a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromWorker {
+    Hello { version: u16, pid: u32 },
+    Loaded(Loaded),
+    Failed(Failed),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loaded {
+    pub module: String,
+    /// In the library's order: a call names a function by its place here.
+    pub functions: Vec<Function>,
+    pub nif_major: u8,
+    pub nif_minor: u8,
+    /// Imported `enif_*` that the worker does not implement.
+    pub missing: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Function {
+    pub name: String,
+    pub arity: u32,
+    /// Of the library's table: 1 is a dirty CPU function, 2 a dirty I/O one.
+    pub flags: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    pub stage: Stage,
+    /// What the stage gives: an errno, the callback's return value, else 0.
+    pub code: i64,
+    pub message: String,
+}
+
+/// Where a load failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Stage {
+    /// There is no such file.
+    NotFound,
+    /// The file cannot be opened or mapped, or a library that it needs.
+    Open,
+    NotALibrary,
+    WrongArchitecture,
+    /// A symbol that it imports is nowhere.
+    UnresolvedSymbol,
+    /// It has no `nif_init`.
+    NoInit,
+    /// `nif_init` gave nothing, or something impossible.
+    Init,
+    /// It was built for a NIF version that the worker does not speak.
+    NifVersion,
+    /// The load info could not be decoded.
+    LoadInfo,
+    /// The load callback returned something else than 0.
+    LoadCallback,
+    /// The worker itself: ring, threads, memory.
+    Worker,
+}
+
+impl Stage {
+    /// Every stage, for whoever turns them into something else.
+    pub const ALL: [Self; 11] = [
+        Self::NotFound,
+        Self::Open,
+        Self::NotALibrary,
+        Self::WrongArchitecture,
+        Self::UnresolvedSymbol,
+        Self::NoInit,
+        Self::Init,
+        Self::NifVersion,
+        Self::LoadInfo,
+        Self::LoadCallback,
+        Self::Worker,
+    ];
+}
+
+/// What is wrong with a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ControlError {
+    #[error("a message of {length} bytes is larger than a packet ({PACKET})")]
+    Packet { length: usize },
+    #[error("the message has version {found}, this side speaks {VERSION}")]
+    Version { found: u16 },
+    #[error("{field} is {length} long, at most {limit} is allowed")]
+    Field {
+        field: &'static str,
+        length: usize,
+        limit: usize,
+    },
+    #[error("{0} bytes follow the message")]
+    Trailing(usize),
+    #[error("not a message: {0}")]
+    Malformed(String),
+}
+
+/// One direction of the conversation.
+pub trait Message: Serialize + DeserializeOwned {
+    /// Whether every field keeps its bound.
+    fn check(&self) -> Result<(), ControlError>;
+}
+
+/// The packet for a message: the version, two bytes, and the message.
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, ControlError> {
+    message.check()?;
+    let mut packet = VERSION.to_be_bytes().to_vec();
+    rmp_serde::encode::write(&mut packet, message).map_err(|error| ControlError::Malformed(error.to_string()))?;
+    if packet.len() > PACKET {
+        return Err(ControlError::Packet { length: packet.len() });
+    }
+    Ok(packet)
+}
+
+/// The message in a packet.
+pub fn decode<M: Message>(packet: &[u8]) -> Result<M, ControlError> {
+    if packet.len() > PACKET {
+        return Err(ControlError::Packet { length: packet.len() });
+    }
+    let Some((version, mut rest)) = packet.split_first_chunk() else {
+        return Err(ControlError::Malformed("the packet has no version".into()));
+    };
+    let found = u16::from_be_bytes(*version);
+    if found != VERSION {
+        return Err(ControlError::Version { found });
+    }
+    let message = M::deserialize(&mut rmp_serde::Deserializer::new(&mut rest));
+    let message = message.map_err(|error| ControlError::Malformed(error.to_string()))?;
+    if !rest.is_empty() {
+        return Err(ControlError::Trailing(rest.len()));
+    }
+    message.check()?;
+    Ok(message)
+}
+
+fn bound(field: &'static str, length: usize, limit: usize) -> Result<(), ControlError> {
+    if length <= limit {
+        Ok(())
+    } else {
+        Err(ControlError::Field { field, length, limit })
+    }
+}
+
+impl Message for ToWarden {
+    fn check(&self) -> Result<(), ControlError> {
+        match self {
+            Self::Start { label, .. } => bound("label", label.len(), LABEL),
+            Self::Kill { .. } => Ok(()),
+        }
+    }
+}
+
+impl Message for FromWarden {
+    fn check(&self) -> Result<(), ControlError> {
+        match self {
+            Self::NotStarted { call, .. } => bound("call", call.len(), SYMBOL),
+            Self::Hello { .. } | Self::Started { .. } | Self::Exited { .. } => Ok(()),
+        }
+    }
+}
+
+impl Message for ToWorker {
+    fn check(&self) -> Result<(), ControlError> {
+        match self {
+            Self::Load(load) => {
+                bound("path", load.path.len(), PATH)?;
+                bound("load_info", load.load_info.len(), LOAD_INFO)?;
+                bound("executors", load.executors.into(), EXECUTORS.into())
+            }
+            Self::Release { ids } => bound("ids", ids.len(), RELEASES),
+            Self::Stop => Ok(()),
+        }
+    }
+}
+
+impl Message for FromWorker {
+    fn check(&self) -> Result<(), ControlError> {
+        match self {
+            Self::Hello { .. } => Ok(()),
+            Self::Loaded(loaded) => {
+                bound("module", loaded.module.len(), NAME)?;
+                bound("functions", loaded.functions.len(), FUNCTIONS)?;
+                for function in &loaded.functions {
+                    bound("function", function.name.len(), NAME)?;
+                    bound("arity", usize::try_from(function.arity).unwrap_or(usize::MAX), ARITY)?;
+                }
+                bound("missing", loaded.missing.len(), MISSING)?;
+                loaded
+                    .missing
+                    .iter()
+                    .try_for_each(|symbol| bound("symbol", symbol.len(), SYMBOL))
+            }
+            Self::Failed(failed) => bound("message", failed.message.len(), MESSAGE),
+        }
+    }
+}
