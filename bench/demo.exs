@@ -1,13 +1,16 @@
-# Elixir and a Python process compute on the same memory. `make demo` runs this.
+# Elixir and a Python process compute on the same memory; somebody's native library crashes and the VM does not. `make
+# demo` runs this.
 #
-# It uses the public face only: Snakepit.SharedMemory, and Handle.to_json/1 to send a handle.
+# It uses the public faces only: Snakepit.SharedMemory, Handle.to_json/1 to send a handle, and Snakepit.Isolation.
 
-for file <- ~w(support/text support/python support/memory demo/terrain),
+for file <- ~w(support/text support/python support/memory support/json demo/tell demo/terrain demo/isolated),
     do: Code.require_file("#{file}.exs", __DIR__)
 
 defmodule Demo do
+  import Demo.Tell
+
   alias Bench.{Memory, Python, Text}
-  alias Demo.Terrain
+  alias Demo.{Isolated, Terrain}
   alias Snakepit.SharedMemory, as: Shm
   alias Snakepit.SharedMemory.Handle
 
@@ -17,19 +20,15 @@ defmodule Demo do
   @points 10_000
   @means 500
   @tolerance 1.0e-4
-  @deadline 10_000
-
-  defmodule Failed do
-    defexception [:message]
-  end
 
   def main do
-    Python.require!(["numpy", "matplotlib"])
-    IO.puts("\nsnakepit_shm: Elixir and Python on the same memory")
+    Python.require!(["numpy", "matplotlib", "pycountry"])
+    heading("snakepit_shm: Elixir and Python on the same memory")
     before = leftovers()
     size = compute()
     kill(size)
     nothing_left(before)
+    Isolated.main()
     IO.puts("\nAll checks passed.\n")
   end
 
@@ -235,36 +234,8 @@ defmodule Demo do
 
   # ── Telling ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-  defp title(text), do: IO.puts("\n#{text}")
-  defp say(what, text), do: IO.puts("  #{String.pad_trailing(what, 11)} #{text}")
   defp points(shape), do: Enum.map_join(shape, " x ", &Text.count/1)
   defp time(text), do: text |> String.to_integer() |> Text.time()
-
-  defp check(true, _message), do: :ok
-  defp check(false, message), do: raise(Failed, message)
-
-  defp now, do: System.monotonic_time(:nanosecond)
-
-  defp timed(work) do
-    start = now()
-    result = work.()
-    {now() - start, result}
-  end
-
-  # What ends elsewhere (a killed process, the reaper's thread) is looked for until it has.
-  defp await(what, done?, state \\ fn -> "" end, deadline \\ now() + @deadline * 1_000_000) do
-    cond do
-      done?.() ->
-        :ok
-
-      now() > deadline ->
-        raise Failed, "After #{div(@deadline, 1000)} s there still is #{what}. #{state.()}"
-
-      true ->
-        :erlang.yield()
-        await(what, done?, state, deadline)
-    end
-  end
 end
 
 try do
@@ -273,7 +244,7 @@ try do
   Logger.configure(level: :error)
   Application.stop(:snakepit_shm)
 rescue
-  error in [Demo.Failed, Bench.Python.Failed, Snakepit.SharedMemory.Error] ->
+  error in [Demo.Failed, Bench.Python.Failed, Snakepit.SharedMemory.Error, Snakepit.Isolation.Error] ->
     IO.puts(:stderr, "\nThe demo failed: #{Exception.message(error)}")
     System.halt(1)
 end

@@ -1,15 +1,24 @@
 # Measures what bench/README.md says. `make bench` runs this; `mix run bench/run.exs --help` tells the options.
 
-for file <- ~w(text python memory regions measure report peer),
+Code.require_file("../test/support/native_fixture.ex", __DIR__)
+
+for file <- ~w(text python memory regions measure report peer isolated ping hung json),
     do: Code.require_file("support/#{file}.exs", __DIR__)
 
-rows = ~w(allocate record copy view array holder foreign)
+rows =
+  ~w(allocate record copy view array holder foreign) ++
+    ~w(isolated_add isolated_asleep isolated_payload isolated_rate isolated_life isolated_jiffy isolated_busy)
+
 for file <- rows, do: Code.require_file("rows/#{file}.exs", __DIR__)
 
 defmodule Bench.Run do
   alias Bench.{Memory, Peer, Python, Regions, Report, Rows}
+  alias Snakepit.NativeFixture
 
-  @groups [Rows.Allocate, Rows.Record, Rows.Copy, Rows.View, Rows.Array, Rows.Holder, Rows.Foreign]
+  @regions [Rows.Allocate, Rows.Record, Rows.Copy, Rows.View, Rows.Array, Rows.Holder, Rows.Foreign]
+  @calls [Rows.IsolatedAdd, Rows.IsolatedAsleep, Rows.IsolatedPayload, Rows.IsolatedRate]
+  @workers [Rows.IsolatedLife, Rows.IsolatedJiffy, Rows.IsolatedBusy]
+  @groups @regions ++ @calls ++ @workers
   @gib 1024 * 1024 * 1024
   @open_files 12_000
 
@@ -65,7 +74,7 @@ defmodule Bench.Run do
     groups = Enum.filter(@groups, &String.contains?(String.downcase(&1.title()), String.downcase(options[:only] || "")))
     if groups == [], do: raise(Python.Failed, "No group has #{inspect(options.only)} in its title.\n\n#{@help}")
 
-    Python.require!(["numpy"])
+    Python.require!(["numpy", "pycountry"])
     Peer.build()
     {:ok, instance} = Regions.start()
     context = context(options)
@@ -73,6 +82,7 @@ defmodule Bench.Run do
 
     rows = Enum.flat_map(groups, &run(&1, context))
     Supervisor.stop(instance)
+    NativeFixture.remove()
     Report.summary(rows)
     path = Report.save(rows, machine(options), Path.join(__DIR__, "results"))
     IO.puts("Written to #{Path.relative_to_cwd(path)}.")
@@ -121,7 +131,7 @@ try do
   Logger.configure(level: :error)
   Application.stop(:snakepit_shm)
 rescue
-  error in [Bench.Python.Failed, Snakepit.SharedMemory.Error] ->
+  error in [Bench.Python.Failed, Snakepit.SharedMemory.Error, Snakepit.Isolation.Error] ->
     IO.puts(:stderr, "\nThe benchmark failed: #{Exception.message(error)}")
     System.halt(1)
 end

@@ -19,8 +19,8 @@ defmodule Bench.Rows.Holder do
       Report.row(%{
         group: title(),
         name: "SIGKILL to its references gone",
-        ours: figure(gone),
-        against: {"until the process has ended", figure(ended)}
+        ours: Measure.figure_of(gone),
+        against: {"until the process has ended", Measure.figure_of(ended)}
       })
     ]
   end
@@ -50,9 +50,4 @@ defmodule Bench.Rows.Holder do
   end
 
   defp clock, do: :os.perf_counter(:nanosecond)
-
-  defp figure(samples) do
-    [p50, p99] = for percent <- [50, 99], do: Measure.percentile(samples, percent)
-    %{p50: p50, p99: p99, count: length(samples)}
-  end
 end

@@ -21,6 +21,23 @@ defmodule Bench.Memory do
     |> elem(0)
   end
 
+  @doc """
+  Bytes of a process that would be free without it, whether written or only read (its unique set size), without mappings
+  whose line has one of `except` in it.
+  """
+  @spec unique(pos_integer(), [String.t()]) :: non_neg_integer()
+  def unique(os_pid, except) do
+    "/proc/#{os_pid}/smaps"
+    |> File.read!()
+    |> String.split("\n")
+    |> Enum.reduce({0, true}, fn
+      "Private_" <> rest, {sum, true} -> {sum + (rest |> String.split(":") |> List.last() |> kilobytes()), true}
+      <<c, _::binary>> = line, {sum, _} when c in ?0..?9 or c in ?a..?f -> {sum, not String.contains?(line, except)}
+      _line, acc -> acc
+    end)
+    |> elem(0)
+  end
+
   defp line("Private_Dirty:" <> rest, {sum, true}), do: {sum + kilobytes(rest), true}
   defp line("Private_Hugetlb:" <> rest, {sum, true}), do: {sum + kilobytes(rest), true}
   # "7f05e1600000-7f05e1a00000 rw-s 00000000 00:01 1066 /memfd:snakepit:shm_… (deleted)"; fields begin with a capital.

@@ -1,10 +1,11 @@
 defmodule Bench.Peer do
-  # The Rust program in bench/peers: what we compare with, timed by itself.
+  # The Rust program in bench/peers: what we compare with, timed by itself. And the one in C, which is behind a Port.
 
   @root Path.expand("../..", __DIR__)
   @deadline 300_000
 
   @target Path.join(@root, "_build/bench_peers")
+  @echo Path.join(@target, "port_echo")
 
   @doc "Builds it, if need be."
   @spec build() :: :ok
@@ -13,9 +14,32 @@ defmodule Bench.Peer do
     arguments = ["build", "--release", "--locked", "--quiet", "--manifest-path", manifest]
     environment = [{"CARGO_TARGET_DIR", @target}]
 
-    case System.cmd("cargo", arguments, env: environment, into: IO.stream(:stderr, :line)) do
+    run!("cargo", arguments, environment)
+    echo = Path.join(@root, "bench/peers/port_echo.c")
+    run!(System.get_env("CC", "cc"), ["-std=c11", "-D_DEFAULT_SOURCE", "-O2", "-o", @echo, echo], [])
+  end
+
+  defp run!(command, arguments, environment) do
+    case System.cmd(command, arguments, env: environment, into: IO.stream(:stderr, :line)) do
       {_, 0} -> :ok
-      {_, status} -> raise "cargo build of bench/peers ended with status #{status}; its own words are above"
+      {_, status} -> raise "#{command} ended with status #{status} in bench/peers; its own words are above"
+    end
+  end
+
+  @doc "A Port that gives back what it gets, written in C."
+  @spec echo() :: port()
+  def echo, do: Port.open({:spawn_executable, @echo}, [:binary, :exit_status, {:packet, 4}])
+
+  @doc "There and back."
+  @spec echo(port(), iodata()) :: binary()
+  def echo(port, data) do
+    Port.command(port, data)
+
+    receive do
+      {^port, {:data, data}} -> data
+      {^port, {:exit_status, status}} -> raise "port_echo ended with status #{status}"
+    after
+      @deadline -> raise "port_echo does not answer"
     end
   end
 
