@@ -76,6 +76,7 @@ defmodule Demo.Isolated do
 
     call = Task.async(fn -> {Isolation.call(lib, :nif_decode_init, [large, @decode]), now()} end)
     check(Task.yield(call, @into_the_call) == nil, "The call was over before it could be shot.")
+    {:ok, %{workers: [%{in_flight: 1}]}} = Isolation.info(lib)
     "SIG" <> name = to_string(signal)
     start = now()
     {_, 0} = System.cmd("kill", ["-#{name}", "#{shot}"])
@@ -113,8 +114,7 @@ defmodule Demo.Isolated do
   end
 
   defp leftovers do
-    {:ok, libraries} = {:ok, Isolation.list()}
-    Map.put(Memory.regions_of_vm(), :libraries, libraries)
+    Map.put(Memory.regions_of_vm(), :libraries, Isolation.list())
   end
 
   # ── Processes ─────────────────────────────────────────────────────────────────────────────────────────────────

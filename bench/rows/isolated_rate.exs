@@ -22,11 +22,11 @@ defmodule Bench.Rows.IsolatedRate do
     Isolated.with_library(:adder, [workers: workers, slots: 256], fn lib ->
       single = for callers <- @callers, into: %{}, do: {callers, fn -> {:means, [together(lib, callers, calls)]} end}
 
-      batch = List.duplicate({:add, [1, 2]}, @batch)
+      batch = List.duplicate([1, 2], @batch)
 
       batched = fn ->
         Measure.batch(max(div(calls, @batch), 1), 1, fn ->
-          {:ok, [{:ok, 3} | _]} = Isolation.call_many(lib, batch, [])
+          {:ok, [{:ok, 3} | _]} = Isolation.call_many(lib, :add, batch)
         end)
         |> each()
       end
