@@ -1,0 +1,51 @@
+//! `snakepit_worker`: one executable, two roles. README.md tells their lives.
+//!
+//! ```text
+//! snakepit_worker warden                      descriptor 3: the VM
+//! snakepit_worker worker <parent> <label>     3: the VM, 4: ring, 5: bell in, 6: bell out
+//! ```
+//!
+//! `main` is C's, not Rust's: the start of Rust's standard library installs a handler for SIGSEGV, and a stack that
+//! overflows in somebody's library must end by that signal and not by the SIGABRT of such a handler.
+
+#![cfg_attr(not(test), no_main)]
+#![cfg_attr(test, allow(dead_code, reason = "what starts a process is not called by unit tests"))]
+
+mod executor;
+mod exit;
+mod host;
+mod keeper;
+mod output;
+mod packet;
+mod process;
+mod thread;
+mod warden;
+mod worker;
+
+use std::ffi::CStr;
+
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
+extern "C" fn main(count: std::ffi::c_int, arguments: *const *const std::ffi::c_char) -> std::ffi::c_int {
+    let arguments: Vec<&CStr> = (0..count.max(0) as usize)
+        // SAFETY: the C library passes `count` terminated strings, which live as long as the process.
+        .map(|position| unsafe { CStr::from_ptr(*arguments.add(position)) })
+        .collect();
+    run(&arguments)
+}
+
+fn run(arguments: &[&CStr]) -> i32 {
+    match arguments.get(1).map(|role| role.to_bytes()) {
+        Some(b"warden") => warden::run(),
+        Some(b"worker") => match arguments.get(2).and_then(|parent| parent.to_str().ok()?.parse().ok()) {
+            Some(parent) => worker::run(parent),
+            None => usage(),
+        },
+        _ => usage(),
+    }
+}
+
+fn usage() -> i32 {
+    eprintln!("snakepit_worker: started by the Erlang VM only, with the descriptors that its README names");
+    exit::USAGE
+}

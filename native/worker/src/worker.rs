@@ -1,0 +1,154 @@
+//! The worker: one process, one library.
+//!
+//! ```text
+//! main thread    hygiene, Hello, Load -> load the library -> Loaded -> executor 0
+//! keeper         control channel, heartbeat, output              (from before the load on)
+//! executor_N     the other executors                             (from after the load on)
+//! ```
+
+use crate::executor;
+use crate::packet::{Packets, Received};
+use crate::{exit, host, keeper, process, thread};
+use snakepit_shm_core::ring::bell::{Listener, Ringer};
+use snakepit_shm_core::ring::worker::WorkerRing;
+use snakepit_wire::control::{self, Failed, FromWorker, Load, Stage, ToWorker};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+const CONTROL: RawFd = 3;
+const RING: RawFd = 4;
+const BELL_IN: RawFd = 5;
+const BELL_OUT: RawFd = 6;
+
+/// For the VM to say what to load; it says so as soon as it knows that the worker was started.
+const LOAD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Runs the role; the code to leave with.
+pub fn run(parent: libc::pid_t) -> i32 {
+    if !process::die_with_parent(parent) {
+        return exit::ORPHAN;
+    }
+    process::set_name(c"snakepit_worker");
+    process::default_signals();
+    process::ignore_polite_signals();
+    process::no_core();
+    process::first_when_memory_ends();
+    process::line_buffered_output();
+    let vm: &'static Packets = match descriptors_in_order().and_then(|()| Packets::adopt(CONTROL)) {
+        Ok(vm) => Box::leak(Box::new(vm)),
+        Err(error) => {
+            eprintln!("snakepit_worker: no control channel at descriptor {CONTROL}: {error}");
+            return exit::USAGE;
+        }
+    };
+    tell(
+        vm,
+        &FromWorker::Hello {
+            version: control::VERSION,
+            pid: std::process::id(),
+        },
+    );
+    match serve(vm) {
+        Ok(()) => exit::DONE,
+        Err(Leave::With(code)) => code,
+        Err(Leave::Failed(failed)) => {
+            tell(vm, &FromWorker::Failed(failed));
+            exit::NOT_LOADED
+        }
+    }
+}
+
+/// Why a worker leaves before it was told to.
+enum Leave {
+    With(i32),
+    Failed(Failed),
+}
+
+fn serve(vm: &'static Packets) -> Result<(), Leave> {
+    let ring: &'static WorkerRing = Box::leak(Box::new(attach()?));
+    let load = wait_for_load(vm)?;
+    keeper::start(vm, ring).map_err(|error| broken(format!("no thread can be started: {error}")))?;
+    host::limits(load.limits);
+    let loaded = host::load(Path::new(OsStr::from_bytes(&load.path)), &load.load_info).map_err(described)?;
+    let executors = u32::from(load.executors).clamp(1, ring.plan().executors) as u16;
+    let spin = Duration::from_micros(load.spin_us.into());
+    let mut others = Vec::new();
+    for index in 1..executors {
+        let other = thread::spawn(c"executor", move || executor::serve(ring, index, spin))
+            .map_err(|error| broken(format!("executor {index} of {executors} cannot be started: {error}")))?;
+        others.push(other);
+    }
+    tell(vm, &FromWorker::Loaded(loaded));
+    executor::serve(ring, 0, spin);
+    for other in others {
+        other.join();
+    }
+    Ok(())
+}
+
+/// 3 to 6 are ours and nobody's whom the library may start; there are no more.
+fn descriptors_in_order() -> std::io::Result<()> {
+    process::close_from(BELL_OUT + 1)?;
+    (CONTROL..=BELL_OUT).try_for_each(process::close_on_exec)
+}
+
+fn attach() -> Result<WorkerRing, Leave> {
+    // SAFETY: open, as `descriptors_in_order` has found; they were given to this role alone.
+    let [ring, into, out] = [RING, BELL_IN, BELL_OUT].map(|number| unsafe { OwnedFd::from_raw_fd(number) });
+    let attached = WorkerRing::attach(ring.as_fd(), Listener::from_fd(into), Ringer::from_fd(out));
+    attached.map_err(|error| broken(format!("the ring cannot be used: {error}")))
+}
+
+fn wait_for_load(vm: &Packets) -> Result<Load, Leave> {
+    let mut buffer = vec![0; control::PACKET];
+    if !vm.wait(libc::POLLIN, LOAD_DEADLINE.as_millis() as libc::c_int) {
+        return Err(Leave::With(exit::NO_LOAD));
+    }
+    match vm.receive(&mut buffer) {
+        Received::Packet { length, .. } => match control::decode(&buffer[..length]) {
+            Ok(ToWorker::Load(load)) => Ok(load),
+            Ok(ToWorker::Stop) => Err(Leave::With(exit::DONE)),
+            Ok(ToWorker::Release { .. }) => Err(Leave::With(exit::PROTOCOL)),
+            Err(error) => Err(broken(format!("the VM's message cannot be read: {error}"))),
+        },
+        Received::Closed => Err(Leave::With(exit::DONE)),
+        Received::Nothing => Err(Leave::With(exit::NO_LOAD)),
+    }
+}
+
+fn broken(message: String) -> Leave {
+    Leave::Failed(Failed {
+        stage: Stage::Worker,
+        code: 0,
+        message: bounded(message),
+    })
+}
+
+fn described(mut failure: Failed) -> Leave {
+    failure.message = bounded(failure.message);
+    Leave::Failed(failure)
+}
+
+/// Sends a message. One that breaks a bound becomes a failure that says so; a VM that is gone needs none.
+fn tell(vm: &Packets, message: &FromWorker) {
+    let packet = control::encode(message).or_else(|error| {
+        control::encode(&FromWorker::Failed(Failed {
+            stage: Stage::Worker,
+            code: 0,
+            message: bounded(format!("the library cannot be described: {error}")),
+        }))
+    });
+    match packet {
+        Ok(packet) => drop(vm.send_patiently(&packet)),
+        Err(error) => eprintln!("snakepit_worker: a message cannot be written: {error}"),
+    }
+}
+
+/// As much of a text as a message takes.
+fn bounded(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(control::MESSAGE));
+    text
+}
