@@ -4,8 +4,8 @@
 #   SNAKEPIT_SHM_NATIVE=DIR, made with `make dist` ───────────────────────────▶
 #
 # Mix links `_build/ENV/lib/snakepit_shm/priv` to the checkout's own priv/, so every consumer of one checkout shares
-# priv/native. What lies there is therefore a *bundle*: the library and a MANIFEST that says from which sources it was
-# built and for which target. A consumer that finds a bundle of its own sources takes it as it is; one that does not
+# priv/native. What lies there is therefore a *bundle*: the library, the executable of the isolated workers, and a
+# MANIFEST that says from which sources they were built and for which target. A consumer that finds a bundle of its own sources takes it as it is; one that does not
 # builds under a lock and puts the files in place by rename, never by writing into a file that a VM may have mapped.
 
 defmodule Snakepit.NativeBuild.Target do
@@ -30,6 +30,10 @@ defmodule Snakepit.NativeBuild.Target do
   @doc "The library's name in priv/native. `erlang:load_nif/2` wants .so on macOS too."
   @spec library(String.t()) :: String.t()
   def library(target), do: if(target =~ "windows", do: "snakepit_nif.dll", else: "snakepit_nif.so")
+
+  @doc "The executable of the warden and the workers, beside the library."
+  @spec worker(String.t()) :: String.t()
+  def worker(target), do: if(target =~ "windows", do: "snakepit_worker.exe", else: "snakepit_worker")
 
   # On Windows the VM's system_architecture is the bare word `win32`.
   defp host({:win32, _}), do: parse(System.get_env("PROCESSOR_ARCHITECTURE", "x86_64") <> "-windows")
@@ -122,25 +126,36 @@ end
 
 defmodule Snakepit.NativeBuild.Bundle do
   @moduledoc false
-  # A directory with the library and a MANIFEST of `key: value` lines. priv/native is one, and so is what `make dist`
-  # makes and SNAKEPIT_SHM_NATIVE names.
+  # A directory with the library, the executable and a MANIFEST of `key: value` lines. priv/native is one, and so is what
+  # `make dist` makes and SNAKEPIT_SHM_NATIVE names.
 
   alias Snakepit.NativeBuild.Target
 
   @manifest "MANIFEST"
-  @keys ~w(app version target nif sources sha256)
+  @keys ~w(app version target nif sources library_sha256 worker_sha256)
 
   @type t :: %{String.t() => String.t()}
+  @typedoc "Where the files of a bundle come from."
+  @type built :: %{library: Path.t(), worker: Path.t()}
 
   @spec files(String.t()) :: [Path.t()]
-  def files(target), do: [Target.library(target), @manifest]
+  def files(target), do: [Target.library(target), Target.worker(target), @manifest]
 
-  @spec new(Path.t(), keyword()) :: t()
-  def new(library, fields) do
+  @spec new(built(), keyword()) :: t()
+  def new(built, fields) do
     fields
     |> Map.new(fn {key, value} -> {Atom.to_string(key), value} end)
-    |> Map.merge(%{"app" => "snakepit_shm", "sha256" => sha256!(library)})
+    |> Map.merge(%{
+      "app" => "snakepit_shm",
+      "library_sha256" => sha256!(built.library),
+      "worker_sha256" => sha256!(built.worker)
+    })
   end
+
+  @doc "The files of the bundle that lies in `dir`."
+  @spec built(Path.t(), String.t()) :: built()
+  def built(dir, target),
+    do: %{library: Path.join(dir, Target.library(target)), worker: Path.join(dir, Target.worker(target))}
 
   @doc "What the MANIFEST says, or why it cannot be read."
   @spec read(Path.t()) :: {:ok, t()} | {:error, String.t()}
@@ -158,31 +173,49 @@ defmodule Snakepit.NativeBuild.Bundle do
   @doc "Whether `dir` holds what `bundle` says, for this version, target and VM; if not, why."
   @spec check(t(), Path.t(), String.t(), String.t()) :: :ok | {:error, String.t()}
   def check(bundle, dir, version, target) do
-    library = Path.join(dir, Target.library(target))
-
     cond do
       bundle["app"] != "snakepit_shm" -> {:error, "it is made for #{bundle["app"]}, not for snakepit_shm"}
       bundle["version"] != version -> {:error, "it is version #{bundle["version"]}; this is #{version}"}
       bundle["target"] != target -> {:error, "it is made for #{bundle["target"]}; this VM runs on #{target}"}
       not loads?(bundle["nif"]) -> {:error, "it needs NIF version #{bundle["nif"]}; this VM has #{vm_nif_version()}"}
-      not File.regular?(library) -> {:error, "it has no #{Path.basename(library)}"}
-      sha256!(library) != bundle["sha256"] -> {:error, "the SHA-256 of #{Path.basename(library)} is not its MANIFEST's"}
-      true -> :ok
+      true -> check_files(bundle, built(dir, target))
     end
   end
 
+  defp check_files(bundle, built) do
+    Enum.find_value(built, :ok, fn {kind, path} ->
+      cond do
+        not File.regular?(path) ->
+          {:error, "it has no #{Path.basename(path)}"}
+
+        sha256!(path) != bundle["#{kind}_sha256"] ->
+          {:error, "the SHA-256 of #{Path.basename(path)} is not its MANIFEST's"}
+
+        true ->
+          nil
+      end
+    end)
+  end
+
   @doc """
-  Puts library and manifest into `dir` by rename. The library comes first: a crash in between leaves a manifest that
+  Puts library, executable and manifest into `dir` by rename. The manifest comes last: a crash in between leaves one that
   does not fit, which is not taken for a bundle.
   """
-  @spec install!(t(), Path.t(), Path.t()) :: :ok
-  def install!(bundle, library, dir) do
+  @spec install!(t(), built(), Path.t()) :: :ok
+  def install!(bundle, built, dir) do
     File.mkdir_p!(dir)
     # Left behind by an installer that was killed; the lock says that none is at work.
     for left <- Path.wildcard(Path.join(dir, ".*.{new,old}"), match_dot: true), do: File.rm(left)
 
-    [name, manifest] = Enum.map(files(bundle["target"]), &Path.join(dir, &1))
-    unless same?(name, bundle["sha256"]), do: replace!(name, &File.cp!(library, &1))
+    for {kind, path} <- built(dir, bundle["target"]), not same?(path, bundle["#{kind}_sha256"]) do
+      replace!(path, fn new ->
+        File.cp!(Map.fetch!(built, kind), new)
+        # An unpacked archive may have lost it.
+        if kind == :worker, do: File.chmod!(new, 0o755)
+      end)
+    end
+
+    manifest = Path.join(dir, @manifest)
     text = for key <- @keys, into: "", do: "#{key}: #{Map.fetch!(bundle, key)}\n"
     unless File.read(manifest) == {:ok, text}, do: replace!(manifest, &File.write!(&1, text))
     :ok
@@ -268,17 +301,18 @@ defmodule Snakepit.NativeBuild.Cargo do
 
   alias Snakepit.NativeBuild.Sources
 
-  @doc "Builds the library and answers where it lies. cargo's own output goes to the terminal."
-  @spec build!(Path.t(), Path.t(), instead :: String.t()) :: Path.t()
+  @doc "Builds library and executable and answers where they lie. cargo's own output goes to the terminal."
+  @spec build!(Path.t(), Path.t(), instead :: String.t()) :: Snakepit.NativeBuild.Bundle.built()
   def build!(native, target_dir, instead) do
     cargo = cargo!(native, instead)
     forget_other_checkouts(target_dir)
     locked = if File.exists?(Path.join(native, "Cargo.lock")), do: ["--locked"], else: []
 
-    args = ~w(build --release --lib --manifest-path nif/Cargo.toml --message-format=json-render-diagnostics) ++ locked
+    packages = ~w(--package snakepit_nif --package snakepit_worker --lib --bins)
+    args = ~w(build --release --message-format=json-render-diagnostics) ++ packages ++ locked
 
     case System.cmd(cargo, args, cd: native, env: [{"CARGO_TARGET_DIR", target_dir}]) do
-      {messages, 0} -> library!(messages)
+      {messages, 0} -> built!(messages)
       {_messages, status} -> Mix.raise(failure(status, instead))
     end
   end
@@ -333,19 +367,28 @@ defmodule Snakepit.NativeBuild.Cargo do
         path <- Path.wildcard(Path.join(target_dir, pattern)),
         Path.extname(path) in [".so", ".dylib", ".dll"],
         do: File.rm(path)
+
+    # The executable's own name is a link to a hashed one, and goes the same way.
+    for pattern <- ["release/snakepit_worker", "*/release/snakepit_worker"],
+        path <- Path.wildcard(Path.join(target_dir, pattern <> "{,.exe}")),
+        do: File.rm(path)
   end
 
   # Not guessed from the target directory: a target set in a cargo configuration moves it.
-  defp library!(messages) do
-    with [_ | _] = lists <- Regex.scan(~r/"filenames":\[([^\]]*)\]/, messages, capture: :all_but_first),
-         paths = Regex.scan(~r/"((?:[^"\\]|\\.)*)"/, Enum.join(List.flatten(lists), ","), capture: :all_but_first),
-         unescaped = Enum.map(List.flatten(paths), &String.replace(&1, ~r/\\(.)/, "\\1")),
-         path when is_binary(path) <-
-           Enum.find(unescaped, &(Path.basename(&1) =~ ~r/^(lib)?snakepit_nif\.(so|dylib|dll)$/)) do
-      path
-    else
-      _ -> Mix.raise("snakepit_shm: cargo built no shared library snakepit_nif. Is native/nif still a cdylib?")
-    end
+  defp built!(messages) do
+    lists = Regex.scan(~r/"filenames":\[([^\]]*)\]/, messages, capture: :all_but_first)
+    quoted = Regex.scan(~r/"((?:[^"\\]|\\.)*)"/, Enum.join(List.flatten(lists), ","), capture: :all_but_first)
+    paths = for [path] <- quoted, do: String.replace(path, ~r/\\(.)/, "\\1")
+
+    %{
+      library: built!(paths, ~r/^(lib)?snakepit_nif\.(so|dylib|dll)$/, "shared library snakepit_nif"),
+      worker: built!(paths, ~r/^snakepit_worker(\.exe)?$/, "executable snakepit_worker")
+    }
+  end
+
+  defp built!(paths, name, what) do
+    Enum.find(paths, &(Path.basename(&1) =~ name)) ||
+      Mix.raise("snakepit_shm: cargo built no #{what}. Is it still made under native/?")
   end
 
   defp failure(status, instead) do
@@ -416,7 +459,7 @@ defmodule Mix.Tasks.Compile.SnakepitNative do
          :ok <- Bundle.check(bundle, build.bundle, build.version, build.target) do
       name = "snakepit_shm-#{build.version}-#{build.target}"
       dir = Path.join(into, name)
-      Bundle.install!(bundle, Path.join(build.bundle, Target.library(build.target)), dir)
+      Bundle.install!(bundle, Bundle.built(build.bundle, build.target), dir)
 
       entries =
         for file <- Bundle.files(build.target) do
@@ -485,7 +528,7 @@ defmodule Mix.Tasks.Compile.SnakepitNative do
         Mix.shell().error("snakepit_shm: #{@variable}=#{dir} was made from other sources than this checkout's native/")
       end
 
-      Bundle.install!(bundle, Path.join(dir, Target.library(build.target)), build.bundle)
+      Bundle.install!(bundle, Bundle.built(dir, build.target), build.bundle)
       :ok
     else
       {:error, why} -> refuse(dir, why)
@@ -500,9 +543,9 @@ defmodule Mix.Tasks.Compile.SnakepitNative do
 
     # The second lock is for checkouts that share a CARGO_TARGET_DIR. Always taken after the first.
     Lock.hold(target_dir, fn ->
-      library = Cargo.build!(build.native, target_dir, "set #{@variable} to a directory made with `make dist`")
+      built = Cargo.build!(build.native, target_dir, "set #{@variable} to a directory made with `make dist`")
 
-      library
+      built
       |> Bundle.new(
         version: build.version,
         target: build.target,
@@ -510,7 +553,7 @@ defmodule Mix.Tasks.Compile.SnakepitNative do
         # Without a Cargo.lock before, cargo has just written one, and it counts.
         sources: if(locked?, do: sources, else: Sources.digest(build.native))
       )
-      |> Bundle.install!(library, build.bundle)
+      |> Bundle.install!(built, build.bundle)
     end)
   end
 

@@ -214,7 +214,8 @@ defmodule Snakepit.House.ConsumerTest do
     end
 
     for {what, key, value, says} <- [
-          {"another checksum", "sha256", String.duplicate("0", 64), "SHA-256"},
+          {"another library", "library_sha256", String.duplicate("0", 64), "the SHA-256 of snakepit_nif"},
+          {"another executable", "worker_sha256", String.duplicate("0", 64), "the SHA-256 of snakepit_worker"},
           {"another version", "version", "0.0.9", "it is version 0.0.9; this is"},
           {"another machine", "target", "sparc-solaris2", "made for sparc-solaris2; this VM runs on"},
           {"a newer VM", "nif", "2.999", "needs NIF version 2.999; this VM has"}

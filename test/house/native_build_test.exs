@@ -58,6 +58,12 @@ defmodule Snakepit.House.NativeBuildTest do
     assert Enum.sort(File.ls!(Path.dirname(installed))) == Enum.sort(Bundle.files(target))
   end
 
+  test "the executable can be executed, whatever the archive lost", %{tmp_dir: dir} do
+    target = Target.wanted()
+    install(dir, "one", target)
+    assert Bitwise.band(File.stat!(Path.join([dir, "installed", Target.worker(target)])).mode, 0o111) == 0o111
+  end
+
   test "a bundle says what is wrong with it", %{tmp_dir: dir} do
     target = Target.wanted()
     bundle = install(dir, "one", target)
@@ -65,8 +71,15 @@ defmodule Snakepit.House.NativeBuildTest do
     assert {:ok, ^bundle} = Bundle.read(installed)
     assert :ok = Bundle.check(bundle, installed, "1.0.0", target)
 
-    File.write!(Path.join(installed, Target.library(target)), "two")
-    assert {:error, "the SHA-256" <> _} = Bundle.check(bundle, installed, "1.0.0", target)
+    for file <- [Target.library(target), Target.worker(target)] do
+      File.write!(Path.join(installed, file), "two")
+      wrong = "the SHA-256 of #{file} is not its MANIFEST's"
+      assert {:error, ^wrong} = Bundle.check(bundle, installed, "1.0.0", target)
+
+      File.rm!(Path.join(installed, file))
+      assert {:error, "it has no " <> ^file} = Bundle.check(bundle, installed, "1.0.0", target)
+      assert ^bundle = install(dir, "one", target)
+    end
 
     assert {:error, "it is made for other" <> _} =
              Bundle.check(%{bundle | "app" => "other"}, installed, "1.0.0", target)
@@ -76,10 +89,10 @@ defmodule Snakepit.House.NativeBuildTest do
   end
 
   defp install(dir, contents, target) do
-    library = Path.join(dir, "built")
-    File.write!(library, contents)
-    bundle = Bundle.new(library, version: "1.0.0", target: target, nif: "2.14", sources: "none")
-    :ok = Bundle.install!(bundle, library, Path.join(dir, "installed"))
+    built = %{library: Path.join(dir, "library"), worker: Path.join(dir, "worker")}
+    for {_kind, path} <- built, do: File.write!(path, contents)
+    bundle = Bundle.new(built, version: "1.0.0", target: target, nif: "2.14", sources: "none")
+    :ok = Bundle.install!(bundle, built, Path.join(dir, "installed"))
     bundle
   end
 end
