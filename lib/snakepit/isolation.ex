@@ -66,7 +66,8 @@ defmodule Snakepit.Isolation do
     * `:slots` - calls that one worker may have, running or queued; a power of two up to 1,024, default 64. Further callers wait
     * `:max_waiting` - how many may wait, default 10,000; past it a call is `:overloaded`
     * `:slot_size` - bytes of arguments or result that need no further memory, default 16,384
-    * `:spill_size` - bytes for those that are larger, of all calls of a worker at a time, default 64 MiB: one half for arguments, one for results
+    * `:spill_size` - bytes for those that are larger, of all calls of a worker at a time and each way, default 32 MiB, at most 2 GiB. Taken
+      from the machine only as they are used
     * `:max_words`, `:max_depth` - bounds of a result: words of the VM's heap (default 16,777,216, which is 128 MiB) and nesting (65,536)
     * `:max_names` - pids, ports, references and funs that a worker may know, default 16,384
     * `:max_atoms` - atoms that the library may add to the VM, in the VM's lifetime, default 10,000

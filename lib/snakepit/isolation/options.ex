@@ -22,7 +22,7 @@ defmodule Snakepit.Isolation.Options do
     worker_spin: 50,
     slots: 64,
     slot_size: 16_384,
-    spill_size: 67_108_864,
+    spill_size: 33_554_432,
     max_words: 16_777_216,
     max_depth: 65_536,
     max_names: 16_384,
@@ -129,8 +129,8 @@ defmodule Snakepit.Isolation.Options do
       do: "a power of two from 1 to 1024"
   end
 
-  defp refused(:slot_size, value), do: range(value, 1_024, 1_048_576, " bytes")
-  defp refused(:spill_size, value), do: range(value, 1_048_576, 1_099_511_627_776, " bytes")
+  defp refused(:slot_size, value), do: multiple(value, 64, 1_024, 1_048_576)
+  defp refused(:spill_size, value), do: multiple(value, 4_096, 65_536, 2_147_483_648)
   defp refused(:max_words, value), do: range(value, 1_024, 1_099_511_627_776)
   defp refused(:max_depth, value), do: range(value, 16, 16_777_216)
   defp refused(:max_names, value), do: range(value, 64, 1_048_576)
@@ -143,6 +143,11 @@ defmodule Snakepit.Isolation.Options do
 
   defp range(value, least, most, unit \\ "") do
     unless is_integer(value) and value >= least and value <= most, do: "an integer from #{least} to #{most}#{unit}"
+  end
+
+  defp multiple(value, unit, least, most) do
+    unless is_integer(value) and value >= least and value <= most and rem(value, unit) == 0,
+      do: "a multiple of #{unit} from #{least} to #{most} bytes"
   end
 
   # As erlang:load_nif/2 takes it: without ".so". Absolute, because a worker has a working directory of its own.
