@@ -100,7 +100,7 @@ defmodule Snakepit.IsolationCase do
   @doc "Whether the process runs; one that waits to be reaped does not."
   def alive?(os_pid) do
     case File.read("/proc/#{os_pid}/stat") do
-      {:ok, stat} -> stat |> String.split(") ") |> List.last() |> String.first() not in ["Z", "X"]
+      {:ok, stat} -> hd(fields(stat)) not in ["Z", "X"]
       {:error, _} -> false
     end
   end
@@ -114,9 +114,17 @@ defmodule Snakepit.IsolationCase do
     for name <- File.ls!("/proc"),
         {child, ""} <- [Integer.parse(name)],
         {:ok, stat} <- [File.read("/proc/#{child}/stat")],
-        [state, parent | _] = stat |> String.split(") ") |> List.last() |> String.split(" "),
+        [state, parent | _] = fields(stat),
         parent == "#{os_pid}" and state not in ["Z", "X"],
         do: child
+  end
+
+  # Those behind the name, which may hold anything: state, parent, process group, ...
+  defp fields(stat), do: stat |> String.split(") ") |> List.last() |> String.split(" ")
+
+  def process_group(os_pid) do
+    [_state, _parent, group | _] = fields(File.read!("/proc/#{os_pid}/stat"))
+    group
   end
 
   def open_descriptors, do: length(File.ls!("/proc/self/fd"))

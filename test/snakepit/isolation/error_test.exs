@@ -16,9 +16,7 @@ defmodule Snakepit.Isolation.ErrorTest do
 
   test "crashes name the function and how the process ended" do
     crashed = fn status, because ->
-      Exception.message(
-        Error.new(:crashed, :jiffy, {:decode, 1}, Map.put(Error.status(status), :because, because))
-      )
+      Exception.message(Error.new(:crashed, :jiffy, {:decode, 1}, Map.put(Error.status(status), :because, because)))
     end
 
     assert crashed.({:signal, 11}, :exited) =~ ~r/:jiffy: decode\/1: .*SIGSEGV/
@@ -43,7 +41,9 @@ defmodule Snakepit.Isolation.ErrorTest do
     assert snakepit.(%{signal: :SIGSEGV, because: :exited}) ==
              {:worker_crash, %{reason: :SIGSEGV, exit_code: 139, classification: :segfault}}
 
-    assert {:worker_crash, %{exit_code: 135, classification: :segfault}} = snakepit.(%{signal: :SIGBUS, because: :exited})
+    assert {:worker_crash, %{exit_code: 135, classification: :segfault}} =
+             snakepit.(%{signal: :SIGBUS, because: :exited})
+
     assert {:worker_crash, %{exit_code: 134, classification: :abort}} = snakepit.(%{signal: :SIGABRT, because: :exited})
     assert {:worker_crash, %{exit_code: 137, classification: :oom}} = snakepit.(%{signal: :SIGKILL, because: :exited})
     assert {:worker_crash, %{exit_code: 137, classification: :timeout}} = snakepit.(%{signal: :SIGKILL, because: :hung})

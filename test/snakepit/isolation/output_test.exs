@@ -27,10 +27,12 @@ defmodule Snakepit.Isolation.OutputTest do
 
   test "standard output and error reach Logger, line by line" do
     library = load!(:adder)
-    log = until(library, "to the error", fn ->
-      {:ok, _} = Isolation.call(library, :print, [1, "one\ntwo\n"])
-      {:ok, _} = Isolation.call(library, :print, [2, "to the error\n"])
-    end)
+
+    log =
+      until(library, "to the error", fn ->
+        {:ok, _} = Isolation.call(library, :print, [1, "one\ntwo\n"])
+        {:ok, _} = Isolation.call(library, :print, [2, "to the error\n"])
+      end)
 
     for line <- ["one", "two", "to the error"], do: assert(log =~ "[#{library.id}/1] #{line}\n")
   end

@@ -83,11 +83,7 @@ defmodule Snakepit.Isolation.SurvivalTest do
     library = load!(:adder)
 
     for os_pid <- [Warden.os_pid(), os_pid(library)] do
-      {:ok, stat} = File.read("/proc/#{os_pid}/stat")
-      [_state, _parent, group | _] = stat |> String.split(") ") |> List.last() |> String.split(" ")
-      {:ok, own} = File.read("/proc/self/stat")
-      [_, _, own_group | _] = own |> String.split(") ") |> List.last() |> String.split(" ")
-      refute group == own_group
+      refute process_group(os_pid) == process_group("self")
     end
 
     old = Warden.os_pid()

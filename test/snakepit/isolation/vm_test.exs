@@ -50,6 +50,7 @@ defmodule Snakepit.Isolation.VmTest do
 
   test "without distribution" do
     refute Node.alive?()
+
     {output, 0} =
       SubVm.run("""
       {:ok, _} = Application.ensure_all_started(:snakepit_shm)
@@ -142,39 +143,5 @@ defmodule Snakepit.Isolation.VmTest do
       """)
 
     assert output =~ "application snakepit_shm is not running"
-  end
-
-  # As `nobody`, with no capability; the mount namespace with the small /dev/shm needs root to make it.
-  @everything """
-  {:ok, _} = Application.ensure_all_started(:snakepit_shm)
-  {:ok, library} = Snakepit.Isolation.load(LIBRARY, sandbox: :none, workers: 2)
-  big = :binary.copy("x", 8_000_000)
-  {:ok, ^big} = Snakepit.Isolation.call(library, :echo, [big])
-  {:error, %{reason: :timeout}} = Snakepit.Isolation.call(library, :spin_forever, [], timeout: 50)
-  {:ok, 3} = Snakepit.Isolation.call(library, :add, [1, 2])
-  IO.puts("all well")
-  """
-
-  @tag :root
-  test "an ordinary user without capabilities" do
-    File.chmod!(NativeFixture.directory(), 0o755)
-    {output, status} =
-      SubVm.run(String.replace(@everything, "LIBRARY", inspect(NativeFixture.path(:adder))),
-        before: "export HOME=/tmp; unset XDG_RUNTIME_DIR; exec setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all --no-new-privs"
-      )
-
-    assert {output, status} |> elem(1) == 0
-    assert output =~ "all well"
-  end
-
-  @tag :root
-  test "a container's small /dev/shm" do
-    {output, status} =
-      SubVm.run(String.replace(@everything, "LIBRARY", inspect(NativeFixture.path(:adder))),
-        before: "exec unshare --mount sh -c 'mount -t tmpfs -o size=64k tmpfs /dev/shm && \"$@\"' --"
-      )
-
-    assert status == 0, output
-    assert output =~ "all well"
   end
 end
