@@ -90,7 +90,8 @@ defmodule Snakepit.Isolation do
     do: Telemetry.span(:load, %{library: id, function: nil}, fn -> load_on_demand(id, options) end)
 
   defp load_on_demand(id, options) do
-    spec = %{id: id, start: {Library, :start_link, [{id, options, :on_demand}]}, type: :supervisor}
+    start = {Library, :start_link, [{id, options, :on_demand}]}
+    spec = %{id: id, start: start, type: :supervisor, restart: :transient, shutdown: :infinity}
 
     case Snakepit.Isolation.Supervisor.start_library(spec) do
       {:ok, supervisor} -> await_loaded(supervisor, id)
@@ -355,7 +356,7 @@ defmodule Snakepit.Isolation do
 
     * `position`, `state` (`:starting`, `:loading`, `:ready`, `:ending`, `:waiting` for its restart, `:failed`), `os_pid`, `uptime` (ms)
     * `restarts`, `hung` (how often it was killed because of a deadline), `last_exit`
-    * `calls`, `in_flight`, `heartbeat_age` (ms), `status` (what the worker says itself)
+    * `calls`, `in_flight`, `hung_calls` (that go on after their callers have given them up), `heartbeat_age` (ms), `status` (what the worker says itself)
   """
   @spec info(library()) :: result(map())
   def info(target) do

@@ -87,10 +87,9 @@ defmodule Snakepit.Isolation.Error do
     do: {:error, new(:invalid_option, nil, nil, %{key: key, expected: expected, got: got})}
 
   @reasons ~w(crashed timeout raised overloaded not_loaded stale quota_exceeded protocol not_implemented
-              sandbox_violation unsupported_term)a
+              sandbox_violation unsupported_term undefined_function)a
   # What native/nif says that the face says with another word.
-  @bounds ~w(too_large too_deep too_many_words too_many_names too_many_atoms atom_budget no_space
-             arguments_too_large result_too_large limit)a
+  @bounds ~w(too_large too_many_names too_many_atoms)a
 
   @doc false
   # What a native function answered.
@@ -101,6 +100,7 @@ defmodule Snakepit.Isolation.Error do
     cond do
       reason in @reasons -> new(reason, library, function, details)
       reason in @bounds -> new(:quota_exceeded, library, function, details)
+      reason == :unsupported -> new(:unsupported_term, library, function, details)
       true -> new(:protocol, library, function, details)
     end
   end
@@ -353,13 +353,14 @@ defmodule Snakepit.Isolation.Error do
   end
 
   defp bound(d) do
-    case Map.drop(d, [:worker]) do
+    case Map.drop(d, [:worker, :because]) do
       empty when empty == %{} -> "no more is known"
       rest -> Enum.map_join(rest, ", ", fn {key, value} -> "#{key}: #{show(value)}" end)
     end
   end
 
-  defp option(%{option: option}), do: "#{option}:"
+  defp option(%{native: :too_many_names}), do: "max_names:"
+  defp option(%{native: :too_many_atoms}), do: "max_atoms:"
   defp option(_), do: "limit (slot_size:, spill_size:, max_words:, max_depth:, max_atoms:, max_names:)"
 
   # What came, as far as a sentence can hold it.

@@ -53,6 +53,7 @@ defmodule Snakepit.Isolation.Info do
       last_exit: row.last_exit,
       calls: row.calls + Map.get(status, :calls, 0),
       in_flight: in_flight,
+      hung_calls: Map.get(status, :orphans_begun, 0),
       heartbeat_age: status[:heartbeat_age],
       status: status[:status]
     }

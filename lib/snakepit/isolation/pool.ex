@@ -10,6 +10,8 @@ defmodule Snakepit.Isolation.Pool do
 
   alias Snakepit.Isolation.{Directory, Error, Library, Telemetry}
 
+  @courtesy 5_000
+
   @spec start_link(Library.shared()) :: GenServer.on_start()
   def start_link(shared), do: GenServer.start_link(__MODULE__, shared)
 
@@ -71,6 +73,8 @@ defmodule Snakepit.Isolation.Pool do
   def init(shared) do
     Process.flag(:trap_exit, true)
     :ets.insert(shared.table, {:pool, self()})
+    # A library that could not be loaded again after its supervisor was killed, or whose loader died early.
+    if shared.mode == :on_demand, do: Process.send_after(self(), :wanted?, shared.options.load_timeout + @courtesy)
     {:ok, look(%{shared: shared, library: nil, loaders: %{}, waiting: [], count: 0})}
   end
 
@@ -99,6 +103,9 @@ defmodule Snakepit.Isolation.Pool do
       _ -> {:noreply, state}
     end
   end
+
+  def handle_info(:wanted?, %{library: nil, loaders: loaders} = state) when loaders == %{},
+    do: {:stop, {:shutdown, :unwanted}, state}
 
   # Whoever wanted the library has gone before it was there.
   def handle_info({:DOWN, monitor, :process, _, _}, state) do

@@ -21,6 +21,8 @@ defmodule Snakepit.Isolation.Worker do
   # A process that was asked to end, or killed, is waited for so long.
   @farewell 500
   @burial 5_000
+  # A call that passed its deadline may end at the same moment: it has so many ms more, looked at after each of these.
+  @doubts [0, 1, 2, 4, 8]
   # Before the n-th restart in a row: nothing, 1, 2, 4, ... ms.
   @longest_delay 1_000
 
@@ -83,6 +85,8 @@ defmodule Snakepit.Isolation.Worker do
       monitor: nil,
       doorbell: nil,
       output: nil,
+      # The function of a call that has passed its deadline, until it is known whether it hangs.
+      doubt: nil,
       # Why it has been killed, if it has.
       cause: nil,
       # What it said itself before it ended.
@@ -99,12 +103,10 @@ defmodule Snakepit.Isolation.Worker do
   def handle_continue(:start, state), do: {:noreply, start(state)}
 
   @impl true
-  def handle_call({:hung, native, function}, _from, %{native: native, cause: nil} = state) do
-    Logger.warning(
-      "#{state.label}: #{name(function)} did not answer before its deadline; process #{state.row.os_pid} is replaced"
-    )
-
-    {:reply, :ok, kill(update(state, %{hung: state.row.hung + 1}), :hung)}
+  def handle_call({:hung, native, function}, _from, %{native: native, cause: nil, doubt: nil} = state) do
+    Native.pool_take(state.shared.native, state.position - 1)
+    state = update(state, %{state: :ending})
+    {:reply, :ok, doubt(%{state | doubt: function}, hd(@doubts), tl(@doubts))}
   end
 
   def handle_call({:lied, native, details}, _from, %{native: native, cause: nil} = state),
@@ -127,6 +129,9 @@ defmodule Snakepit.Isolation.Worker do
 
   def handle_info({:load_timeout, token}, %{token: token} = state) when token != nil,
     do: {:noreply, kill(state, :load_timeout)}
+
+  def handle_info({:doubt, token, wait, waits}, %{token: token, cause: nil} = state) when token != nil,
+    do: {:noreply, doubt(state, wait, waits)}
 
   def handle_info({:tick, token}, %{token: token} = state) when token != nil, do: {:noreply, tick(state)}
   def handle_info(:restart, %{native: nil, row: %{state: :waiting}} = state), do: {:noreply, start(state)}
@@ -174,7 +179,8 @@ defmodule Snakepit.Isolation.Worker do
   # ── From start to service ─────────────────────────────────────────────────────────────────────────────────────
 
   defp start(%{shared: shared} = state) do
-    state = update(%{state | cause: nil, failure: nil, watch: nil}, %{state: :starting, since: now()})
+    state = %{state | cause: nil, failure: nil, doubt: nil, watch: %{stale: 0, stuck: nil, orphans: nil}}
+    state = update(state, %{state: :starting, since: now()})
 
     with {:ok, native} <- Native.worker_new(spec(shared)),
          {:ok, token} <- start_process(native, state.label) do
@@ -467,10 +473,71 @@ defmodule Snakepit.Isolation.Worker do
   defp tick(state) do
     Native.worker_flush(state.native)
     Process.send_after(self(), {:tick, state.token}, @tick)
-    watch(state, Native.worker_status(state.native))
+    if state.cause, do: state, else: watch(state, Native.worker_status(state.native))
   end
 
-  defp watch(state, _status), do: state
+  defp watch(%{shared: %{options: options}, watch: before} = state, status) do
+    now = System.monotonic_time(:millisecond)
+    patience = options.heartbeat_timeout
+    stale? = patience != :infinity and status.heartbeat_age > patience
+    stuck? = status.in_flight > 0 and status.begun == 0
+
+    watch = %{
+      stale: if(stale?, do: before.stale + 1, else: 0),
+      # Since when; one that answers between two looks is not stuck.
+      stuck: stuck? && same(before.stuck, {status.calls - status.in_flight, now}),
+      orphans: status.orphans_begun > 0 && (before.orphans || now)
+    }
+
+    state = %{state | watch: watch}
+
+    cond do
+      # Twice: the machine itself may have been asleep.
+      watch.stale > 1 -> kill_for(state, :heartbeat, "shows no sign of life")
+      past?(watch.stuck && elem(watch.stuck, 1), patience, now) -> kill_for(state, :stuck, "no longer takes calls")
+      past?(watch.orphans, options.timeout, now) -> hangs(state, "a call whose caller has died goes on and on")
+      true -> state
+    end
+  end
+
+  defp same({answered, _} = before, {answered, _}), do: before
+  defp same(_, now), do: now
+
+  defp past?(since, patience, now), do: is_integer(since) and patience != :infinity and now - since > patience
+
+  # Out of the pool until it is known.
+  defp doubt(state, wait, waits) do
+    cond do
+      Native.worker_status(state.native).orphans_begun == 0 ->
+        return_to_service(%{state | doubt: nil})
+
+      waits == [] ->
+        hangs(state, "#{name(state.doubt)} did not answer before its deadline")
+
+      true ->
+        Process.send_after(self(), {:doubt, state.token, hd(waits), tl(waits)}, wait)
+        state
+    end
+  end
+
+  defp return_to_service(state) do
+    case Native.pool_put(state.shared.native, state.position - 1, state.native) do
+      :ok ->
+        state = update(state, %{state: :ready})
+        Pool.changed(state.shared.table)
+        state
+
+      {:error, _} ->
+        kill(state, :hung)
+    end
+  end
+
+  defp hangs(state, what), do: state |> update(%{hung: state.row.hung + 1}) |> kill_for(:hung, what)
+
+  defp kill_for(state, cause, what) do
+    Logger.warning("#{state.label}: #{what}; process #{state.row.os_pid} is replaced")
+    kill(state, cause)
+  end
 
   # ── House ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
