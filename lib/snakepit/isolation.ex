@@ -58,7 +58,7 @@ defmodule Snakepit.Isolation do
     * `:timeout` - of a call that does not say otherwise, in ms, or `:infinity`; default 5,000
     * `:load_timeout` - ms that loading may take, default 10,000
     * `:max_restarts`, `:max_seconds` - a worker that crashes more than 20 times within 10 seconds is not started again.
-      The first restart is immediate, the next ones wait 1, 2, 4 ... 1,000 ms. Workers that were killed because of a deadline do not count.
+      The first restart is immediate, the next ones wait 1, 2, 4 ... 100 ms. Workers that were killed because of a deadline do not count.
       `max_restarts: :infinity` never gives up
     * `:heartbeat_timeout` - ms without a sign of life after which a worker is killed, default 5,000, or `:infinity`
     * `:spin` - us that a caller waits on its scheduler before it sleeps, 0 to 1,000, default 10

@@ -332,8 +332,19 @@ defmodule Snakepit.Isolation.Error do
   defp stage(:no_init, d),
     do: {"#{d[:path]}.so has no function nif_init", "It is a shared library, but not one with a NIF. Check the path."}
 
+  defp stage(:unresolved_symbol, d),
+    do:
+      {"#{d[:path]}.so needs a symbol that is nowhere (#{d[:message]})",
+       "Install the library that has it, or build this one again."}
+
   defp stage(:init, d),
-    do: {"its nif_init failed (#{d[:message]})", "The library says no; see its output in the log."}
+    do: {"its nif_init failed (#{d[:message]})", "See the library's output in the log."}
+
+  defp stage(:nif_version, d),
+    do: {"it is made for another version of the NIF interface (#{d[:message]})", "Build it again."}
+
+  defp stage(:load_info, d),
+    do: {"load_info: could not be decoded (#{d[:message]})", "Pass plain data as load_info:."}
 
   defp stage(:load_callback, d),
     do: {"its load callback returned #{d[:code]}", "Pass the load_info: that it expects; see its output in the log."}

@@ -144,7 +144,8 @@ defmodule Snakepit.Isolation.Pool do
 
       case Directory.put(library, shared.supervisor) do
         :ok ->
-          warn(library, hd(rows).loaded.missing)
+          # Once for a library, not for each of its Pools.
+          if :ets.insert_new(shared.table, {:warned, true}), do: warn(library, hd(rows).loaded.missing)
           %{state | library: library}
 
         {:error, :taken} ->

@@ -24,7 +24,7 @@ defmodule Snakepit.Isolation.Worker do
   # A call that passed its deadline may end at the same moment: it has so many ms more, looked at after each of these.
   @doubts [0, 1, 2, 4, 8]
   # Before the n-th restart in a row: nothing, 1, 2, 4, ... ms.
-  @longest_delay 1_000
+  @longest_delay 100
 
   @type row :: %{
           position: pos_integer(),
@@ -376,7 +376,7 @@ defmodule Snakepit.Isolation.Worker do
 
   defp buried(%{native: native, shared: shared} = state, reason) do
     Native.pool_take(shared.native, state.position - 1)
-    :ets.delete(shared.table, {:native, native})
+    stored(fn -> :ets.delete(shared.table, {:native, native}) end)
     if state.doorbell, do: Doorbell.stop(state.doorbell)
     calls = calls(native)
     Native.worker_close(native, reason)
@@ -445,7 +445,7 @@ defmodule Snakepit.Isolation.Worker do
     last = Error.end_in_words(details)
     about = %{because: :gave_up, restarts: count, seconds: options.max_seconds, last: last}
     error = Error.new(:not_loaded, state.shared.id, nil, about)
-    Logger.error("#{state.label}: #{Exception.message(error)}")
+    Logger.error("#{state.label}: #{Exception.message(%{error | library: nil})}")
     Telemetry.event(about(state), :gave_up, %{restarts: state.row.restarts}, %{worker: state.position})
     failed(state, error)
   end
@@ -549,8 +549,15 @@ defmodule Snakepit.Isolation.Worker do
   defp update(state, changes), do: write(%{state | row: Map.merge(state.row, changes)})
 
   defp write(%{shared: shared, position: position, row: row} = state) do
-    :ets.insert(shared.table, {{:worker, position}, row})
+    stored(fn -> :ets.insert(shared.table, {{:worker, position}, row}) end)
     state
+  end
+
+  # The table goes before this process does when the library's supervisor is killed.
+  defp stored(fun) do
+    fun.()
+  rescue
+    ArgumentError -> false
   end
 
   defp name({function, arity}), do: "#{function}/#{arity}"
