@@ -356,7 +356,8 @@ defmodule Snakepit.Isolation do
 
     * `position`, `state` (`:starting`, `:loading`, `:ready`, `:ending`, `:waiting` for its restart, `:failed`), `os_pid`, `uptime` (ms)
     * `restarts`, `hung` (how often it was killed because of a deadline), `last_exit`
-    * `calls`, `in_flight`, `hung_calls` (that go on after their callers have given them up), `heartbeat_age` (ms), `status` (what the worker says itself)
+    * `calls` it has answered, `in_flight`, `executing`, `hung_calls` (that go on after their callers have given them up)
+    * `heartbeat_age` (ms), `resident` (bytes), `objects` (of the library, alive in the worker): what the worker says itself
   """
   @spec info(library()) :: result(map())
   def info(target) do

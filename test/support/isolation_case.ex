@@ -85,10 +85,8 @@ defmodule Snakepit.IsolationCase do
   def in_flight(library, count), do: eventually(fn -> info!(library).in_flight == count end)
 
   @doc "Waits until the library's functions are being executed so many times."
-  def begun(library, count), do: eventually(fn -> Enum.sum(Enum.map(info!(library).workers, &begun_by/1)) == count end)
-
-  defp begun_by(%{status: %{executors: executors}}), do: Enum.count(executors, & &1)
-  defp begun_by(_), do: 0
+  def begun(library, count),
+    do: eventually(fn -> Enum.sum(for worker <- info!(library).workers, do: worker.executing) == count end)
 
   # ── Processes ─────────────────────────────────────────────────────────────────────────────────────────────────
 

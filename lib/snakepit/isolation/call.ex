@@ -98,7 +98,10 @@ defmodule Snakepit.Isolation.Call do
   end
 
   defp late(call, started, worker) do
-    if started, do: Worker.hung(call.library.table, worker, {call.function, length(call.arguments)})
+    if started,
+      do: Worker.hung(call.library.table, worker, {call.function, length(call.arguments)}),
+      else: Worker.starved(call.library.table, worker)
+
     failure(:timeout, call, %{timeout: call.timeout, started: started})
   end
 

@@ -2,7 +2,7 @@ defmodule Snakepit.Isolation.Info do
   @moduledoc false
   # What info/1 answers: rows of the workers, numbers of the native pool, and what each worker says of itself.
 
-  alias Snakepit.Isolation.{Directory, Library}
+  alias Snakepit.Isolation.{Directory, Library, Worker}
   alias Snakepit.Native
 
   @spec describe(Library.t(), pos_integer() | nil) :: map()
@@ -53,9 +53,11 @@ defmodule Snakepit.Isolation.Info do
       last_exit: row.last_exit,
       calls: row.calls + Map.get(status, :calls, 0),
       in_flight: in_flight,
-      hung_calls: Map.get(status, :orphans_begun, 0),
-      heartbeat_age: status[:heartbeat_age],
-      status: status[:status]
+      executing: Enum.count(status[:executors] || [], & &1),
+      hung_calls: Map.get(status, :orphans, 0),
+      heartbeat_age: Worker.heartbeat_age(status),
+      resident: status[:status][:resident],
+      objects: status[:status][:objects]
     }
   end
 end

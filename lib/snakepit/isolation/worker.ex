@@ -49,6 +49,10 @@ defmodule Snakepit.Isolation.Worker do
   @spec hung(:ets.tid(), reference(), {atom(), arity()}) :: :ok
   def hung(table, native, function), do: ask(table, native, {:hung, native, function})
 
+  @doc "A call has passed its deadline before the worker had begun it."
+  @spec starved(:ets.tid(), reference()) :: :ok
+  def starved(table, native), do: ask(table, native, {:starved, native})
+
   @doc "The worker has lied to a caller. When this returns, it takes no new calls."
   @spec lied(:ets.tid(), reference(), map()) :: :ok
   def lied(table, native, details), do: ask(table, native, {:lied, native, details})
@@ -85,7 +89,7 @@ defmodule Snakepit.Isolation.Worker do
       monitor: nil,
       doorbell: nil,
       output: nil,
-      # The function of a call that has passed its deadline, until it is known whether it hangs.
+      # After a call has passed its deadline, until it is known whether it hangs: its function, and what was worked on.
       doubt: nil,
       # Why it has been killed, if it has.
       cause: nil,
@@ -105,12 +109,16 @@ defmodule Snakepit.Isolation.Worker do
   @impl true
   def handle_call({:hung, native, function}, _from, %{native: native, cause: nil, doubt: nil} = state) do
     Native.pool_take(state.shared.native, state.position - 1)
-    state = update(state, %{state: :ending})
-    {:reply, :ok, doubt(%{state | doubt: function}, hd(@doubts), tl(@doubts))}
+    calls = Enum.reject(Native.worker_status(native).executors, &is_nil/1)
+    state = update(%{state | doubt: {function, calls}}, %{state: :ending})
+    {:reply, :ok, doubt(state, hd(@doubts), tl(@doubts))}
   end
 
   def handle_call({:lied, native, details}, _from, %{native: native, cause: nil} = state),
     do: {:reply, :ok, lied(state, details)}
+
+  def handle_call({:starved, native}, _from, %{native: native, watch: %{starved: nil}} = state),
+    do: {:reply, :ok, note(state, Native.worker_status(native))}
 
   # About one that is gone.
   def handle_call(_, _from, state), do: {:reply, :ok, state}
@@ -179,7 +187,7 @@ defmodule Snakepit.Isolation.Worker do
   # ── From start to service ─────────────────────────────────────────────────────────────────────────────────────
 
   defp start(%{shared: shared} = state) do
-    state = %{state | cause: nil, failure: nil, doubt: nil, watch: %{stale: 0, stuck: nil, orphans: nil}}
+    state = %{state | cause: nil, failure: nil, doubt: nil, watch: %{silent: 0, orphans: nil, starved: nil}}
     state = update(state, %{state: :starting, since: now()})
 
     with {:ok, native} <- Native.worker_new(spec(shared)),
@@ -478,41 +486,52 @@ defmodule Snakepit.Isolation.Worker do
 
   defp watch(%{shared: %{options: options}, watch: before} = state, status) do
     now = System.monotonic_time(:millisecond)
-    patience = options.heartbeat_timeout
-    stale? = patience != :infinity and status.heartbeat_age > patience
-    stuck? = status.in_flight > 0 and status.begun == 0
+    # None, or one that cannot be read because it is being written all the time.
+    silent? = options.heartbeat_timeout != :infinity and (heartbeat_age(status) || :never) > options.heartbeat_timeout
+    orphans? = Map.get(status, :orphans, 0) > 0
 
     watch = %{
-      stale: if(stale?, do: before.stale + 1, else: 0),
-      # Since when; one that answers between two looks is not stuck.
-      stuck: stuck? && same(before.stuck, {status.calls - status.in_flight, now}),
-      orphans: status.orphans_begun > 0 && (before.orphans || now)
+      silent: if(silent?, do: before.silent + 1, else: 0),
+      orphans: if(orphans?, do: before.orphans || now),
+      starved: nil
     }
-
-    state = %{state | watch: watch}
 
     cond do
       # Twice: the machine itself may have been asleep.
-      watch.stale > 1 -> kill_for(state, :heartbeat, "shows no sign of life")
-      past?(watch.stuck && elem(watch.stuck, 1), patience, now) -> kill_for(state, :stuck, "no longer takes calls")
+      watch.silent > 1 -> kill_for(state, :heartbeat, "shows no sign of life")
+      stuck?(before.starved, status, now) -> kill_for(state, :stuck, "no longer takes calls")
       past?(watch.orphans, options.timeout, now) -> hangs(state, "a call whose caller has died goes on and on")
-      true -> state
+      true -> %{state | watch: %{watch | starved: still(before.starved, now)}}
     end
   end
 
-  defp same({answered, _} = before, {answered, _}), do: before
-  defp same(_, now), do: now
+  @doc "How long ago the worker has shown that it lives, in ms; nil if that is not known."
+  @spec heartbeat_age(map()) :: non_neg_integer() | nil
+  def heartbeat_age(%{status: %{beat_age_ms: age}}), do: age
+  def heartbeat_age(_), do: nil
 
   defp past?(since, patience, now), do: is_integer(since) and patience != :infinity and now - since > patience
 
-  # Out of the pool until it is known.
-  defp doubt(state, wait, waits) do
+  # A call passed its deadline before it was begun. That is nobody's fault if the worker works; if a tick later it has
+  # still answered nothing and works on nothing, it is broken.
+  defp note(state, status), do: put_in(state.watch.starved, {status.calls, System.monotonic_time(:millisecond)})
+
+  defp stuck?({calls, at}, status, now),
+    do: now - at >= @tick and status.calls == calls and Enum.all?(status.executors, &is_nil/1)
+
+  defp stuck?(nil, _status, _now), do: false
+
+  defp still({_, at} = starved, now) when now - at < @tick, do: starved
+  defp still(_, _now), do: nil
+
+  # Out of the pool until it is known whether what was being worked on then goes on.
+  defp doubt(%{doubt: {function, calls}} = state, wait, waits) do
     cond do
-      Native.worker_status(state.native).orphans_begun == 0 ->
+      not Enum.any?(calls, &(&1 in Native.worker_status(state.native).executors)) ->
         return_to_service(%{state | doubt: nil})
 
       waits == [] ->
-        hangs(state, "#{name(state.doubt)} did not answer before its deadline")
+        hangs(state, "#{name(function)} did not answer before its deadline")
 
       true ->
         Process.send_after(self(), {:doubt, state.token, hd(waits), tl(waits)}, wait)
