@@ -557,8 +557,8 @@ defmodule Snakepit.SharedMemory do
 
   @doc "Frees the region now, whoever owns or holds it. Views that exist keep their memory."
   @spec free(Region.t()) :: :ok | {:error, Error.t()}
-  def free(%Region{id: id, size: size} = region) do
-    with {:ok, instance, _segment} <- Access.target(region, :free), do: Manager.free(instance, id, size)
+  def free(%Region{} = region) do
+    with {:ok, instance, row} <- Access.row(region, :free), do: Manager.free(instance, row)
   end
 
   def free(other), do: bad_region(other, :free)

@@ -182,6 +182,13 @@ defmodule Snakepit.SharedMemory.Access do
     end
   end
 
+  @doc "The same with the whole row."
+  @spec row(Region.t(), atom()) :: {:ok, Instance.t(), Registry.row()} | {:error, Error.t()}
+  def row(%Region{instance: name, id: id} = region, operation) do
+    with {:error, %Error{reason: :region_not_found}} <- Registry.locate(region, operation),
+         do: not_found(name, id, operation)
+  end
+
   defp not_found(name, id, operation) do
     error = Error.new(:region_not_found, operation, id)
     with {:ok, instance} <- Instance.of_name(name), do: Stats.error(instance.stats, error.type)

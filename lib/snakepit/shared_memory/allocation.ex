@@ -66,6 +66,49 @@ defmodule Snakepit.SharedMemory.Allocation do
     id = Instance.new_id(instance)
     record = named(record, instance, id)
 
+    with :ask <- make_own(instance, id, record, owner, operation),
+         do: make_asked(instance, id, record, owner, operation)
+  end
+
+  # For itself, by a process whose end the Manager will hear of: nothing has to be asked or reserved. Until the row is
+  # there nobody knows of the region, and the garbage collector closes what a killed caller leaves. A refusal is the
+  # Manager's to give: it sees who is first.
+  defp make_own(%{config: %{max_regions_per_process: :infinity} = config} = instance, id, record, owner, operation)
+       when owner == self() and record.name == nil and record.cleanup_policy != :reference_counted do
+    with true <- Registry.watched?(instance, owner),
+         {:ok, charge} <- Native.charge(instance.budget, bytes(instance, record), config.max_total_memory) do
+      Fault.point(:create, instance.name)
+
+      case native_create(instance, charge, spec(instance, id, record)) do
+        {:ok, segment} ->
+          Fault.point(:created, instance.name)
+          publish(instance, {id, :live, segment, owner, owner, nil, record}, operation)
+
+        failure ->
+          refused(failure, operation, id, record)
+      end
+    else
+      _ -> :ask
+    end
+  end
+
+  defp make_own(_instance, _id, _record, _owner, _operation), do: :ask
+
+  defp publish(%{config: config} = instance, {id, _, segment, _, _, _, record} = row, operation) do
+    if Registry.claim(instance, row, config.max_regions) do
+      made(instance, id, record)
+    else
+      close(segment, record)
+      :ask
+    end
+  rescue
+    # The instance has just ended.
+    ArgumentError ->
+      close(segment, record)
+      {:error, Error.new(:not_started, operation, nil, %{instance: instance.name})}
+  end
+
+  defp make_asked(instance, id, record, owner, operation) do
     with {:ok, charge} <- reserve(instance, id, record, owner) do
       try do
         create(instance, id, record, charge, operation)
@@ -112,13 +155,17 @@ defmodule Snakepit.SharedMemory.Allocation do
 
   defp commit(instance, id, record, segment, operation) do
     if Registry.commit(instance, id, segment) do
-      Stats.made(instance.stats)
-      Fault.point(:committed, instance.name)
-      {:ok, Registry.to_region(instance, id, record)}
+      made(instance, id, record)
     else
       close(segment, record)
       owner_down(operation, id, record)
     end
+  end
+
+  defp made(instance, id, record) do
+    Stats.made(instance.stats)
+    Fault.point(:committed, instance.name)
+    {:ok, Registry.to_region(instance, id, record)}
   end
 
   @doc "Gives up a segment: a named one on a dirty scheduler, for a file may lie on a disk."

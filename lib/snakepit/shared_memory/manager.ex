@@ -3,10 +3,13 @@ defmodule Snakepit.SharedMemory.Manager do
   Who owns which region, how many there may be, and when one goes.
 
   Allocation is *reserve* (the Manager checks the limits, monitors the owner and writes a row), *create* (the caller
-  makes the segment), *commit* (the caller completes the row). Freeing is the Manager's: it closes the segment, which
-  hands large memory to the reaper, and removes the row last, so that a crash in between is made good by doing it
-  again. What it knows besides the rows (owners' monitors, counts) it derives from them when it is restarted, and
-  undoes reservations of callers that have died.
+  makes the segment), *commit* (the caller completes the row). Freeing closes the segment, which hands large memory to
+  the reaper, and removes the row last, so that a crash in between is made good by doing it again. What it knows besides
+  the rows (owners' monitors) it derives from them when it is restarted, and undoes reservations of callers that have
+  died.
+
+  A process that the Manager monitors already makes and frees regions of its own without asking: whatever it leaves
+  behind, the Manager finds at its end.
 
   These functions speak ids and maps; `Snakepit.SharedMemory` is the face with structs and keywords. They work on the default instance, or on `instance: name` in the options.
   """
@@ -105,7 +108,7 @@ defmodule Snakepit.SharedMemory.Manager do
   @doc "Frees the region now, whoever owns or holds it. Views that exist keep their memory."
   @spec deallocate_region(region_id()) :: :ok | {:error, Error.t()}
   def deallocate_region(region_id) do
-    with {:ok, instance, row} <- Registry.locate(region_id, :free), do: free(instance, region_id, elem(row, 6).size)
+    with {:ok, instance, row} <- Registry.locate(region_id, :free), do: free(instance, row)
   end
 
   @doc "All there is to know of a region."
@@ -240,10 +243,24 @@ defmodule Snakepit.SharedMemory.Manager do
   def abort(instance, id), do: Call.cast(instance, :manager, {:abort, id})
 
   @doc false
-  @spec free(Instance.t(), String.t(), non_neg_integer()) :: :ok | {:error, Error.t()}
-  def free(instance, id, size \\ 0) do
-    Telemetry.measure(instance, :free, id, size, fn -> Call.call(instance, :manager, {:free, id}, :free) end)
+  @spec free(Instance.t(), Registry.row()) :: :ok | {:error, Error.t()}
+  def free(instance, {id, _, _, _, _, _, %{size: size}} = row) do
+    Telemetry.measure(instance, :free, id, size, fn ->
+      with :ask <- free_own(instance, row), do: Call.call(instance, :manager, {:free, id}, :free)
+    end)
   end
+
+  # The owner does it itself: it is monitored, so what it does not get to do, the Manager does. Not for files, which may
+  # lie on a disk.
+  defp free_own(instance, {id, :live, _, owner, _, _, %{name: nil}} = row) when owner == self() do
+    Fault.point(:free_own, instance.name)
+    if dissolve(instance, row), do: :ok, else: {:error, Error.new(:region_not_found, :free, id)}
+  rescue
+    # The instance has just ended; asking says so.
+    ArgumentError -> :ask
+  end
+
+  defp free_own(_instance, _row), do: :ask
 
   @doc false
   @spec transfer(Instance.t(), String.t(), pid(), pid() | :none) :: :ok | {:error, Error.t()}
@@ -275,31 +292,54 @@ defmodule Snakepit.SharedMemory.Manager do
   # creators  id => monitor, and monitor => id: of callers that create for somebody else
   @impl true
   def init(instance) do
-    {:ok, restore(%{instance: instance, owners: %{}, creators: %{}, count: 0})}
+    {:ok, restore(%{instance: instance, owners: %{}, creators: %{}})}
   end
 
   # Reads the rows again. Monitors of the dead fire at once.
   defp restore(state) do
-    :ets.delete_all_objects(state.instance.tables.owned)
+    # First of all those who make regions without asking, and do so now.
+    state = Enum.reduce(:ets.tab2list(state.instance.tables.watched), state, fn {pid}, state -> monitor(state, pid) end)
+    restore_index(state.instance)
 
     state =
       Enum.reduce(Registry.rows(state.instance), state, fn {id, status, _, owner, caller, _, _}, state ->
-        state = %{state | count: state.count + 1}
         state = if status == :reserved and caller != owner, do: guard(state, caller, id), else: state
 
         case owner do
-          pid when is_pid(pid) -> watch(state, pid, id)
-          {:grace, deadline} -> remind(state, id, deadline)
-          {:peer, session} -> if known_session?(state, session), do: watch(state, owner, id), else: orphan(state, id)
+          pid when is_pid(pid) ->
+            watch(state, pid, id)
+
+          {:grace, deadline} ->
+            remind(state, id, deadline)
+
+          {:peer, session} ->
+            if known_session?(state, session), do: watch(state, owner, id), else: orphan(state, id, owner)
+
           # Orphaned, and perhaps not yet freed, when the crash came.
-          :dead -> judge(state, id)
-          :none -> state
+          :dead ->
+            judge(state, id)
+
+          :none ->
+            state
         end
       end)
 
     restore_names(state.instance)
     ReferenceCounter.sweep(state.instance)
     state
+  end
+
+  # A crash may have left entries without a row. Of a process that makes regions without asking the row may be about to
+  # come; its entries are looked through at its end.
+  defp restore_index(%{tables: tables, config: config} = instance) do
+    for {{owner, id}} <- :ets.tab2list(tables.owned) do
+      case Registry.fetch(instance, id) do
+        {:ok, {_, _, _, ^owner, _, _, _}} -> :ok
+        :error when is_pid(owner) and config.max_regions_per_process == :infinity -> :ok
+        :error -> farewell(instance, id, owner)
+        {:ok, _} -> Registry.unindex(instance, owner, id)
+      end
+    end
   end
 
   # A crash may have come between a row and its name.
@@ -380,12 +420,11 @@ defmodule Snakepit.SharedMemory.Manager do
   def handle_call({:adopt, {id, :live, _, _, _, _, record} = row}, _from, state) do
     tables = state.instance.tables
 
-    with :ok <- check_count(state),
-         # A copy of what is in service has its id too.
-         false <- :ets.member(tables.regions, id) or :ets.member(tables.names, record.name) do
-      :ets.insert(tables.regions, row)
+    # A copy of what is in service has its id too.
+    with false <- :ets.member(tables.regions, id) or :ets.member(tables.names, record.name),
+         :ok <- claim(state.instance, row) do
       :ets.insert(tables.names, {record.name, id})
-      {:reply, :ok, %{state | count: state.count + 1}}
+      {:reply, :ok, state}
     else
       true -> {:reply, {:error, Error.new(:exists, :adopt, id, %{name: record.name})}, state}
       {:error, error} -> {:reply, {:error, error}, state}
@@ -393,7 +432,7 @@ defmodule Snakepit.SharedMemory.Manager do
   end
 
   def handle_call({:owner_gone, owner}, _from, state) do
-    {:reply, :ok, Enum.reduce(Registry.owned_by(state.instance, owner), state, &orphan(&2, &1))}
+    {:reply, :ok, Enum.reduce(Registry.owned_by(state.instance, owner), state, &orphan(&2, &1, owner))}
   end
 
   def handle_call(:sweep, _from, state) do
@@ -431,6 +470,7 @@ defmodule Snakepit.SharedMemory.Manager do
       %{owners: %{^pid => ^monitor}} ->
         ids = Registry.owned_by(state.instance, pid)
         state = Enum.reduce(ids, state, &orphan(&2, &1, pid))
+        :ets.delete(state.instance.tables.watched, pid)
         {:noreply, %{state | owners: Map.delete(state.owners, pid)}}
 
       %{creators: %{^monitor => id}} ->
@@ -448,15 +488,13 @@ defmodule Snakepit.SharedMemory.Manager do
   # ── Making a row ──────────────────────────────────────────────────────────────────────────────────────────────
 
   defp make_row(%{instance: instance} = state, caller, id, record, owner, bytes) do
-    with :ok <- check_count(state),
-         :ok <- check_owner(state, owner),
+    with :ok <- check_owner(state, owner),
          :ok <- check_name(instance, record),
-         {:ok, charge} <- charge(instance, bytes) do
-      :ets.insert(instance.tables.regions, {id, :reserved, nil, owner, caller, charge, record})
+         {:ok, charge} <- charge(instance, bytes),
+         :ok <- claim(instance, {id, :reserved, nil, owner, caller, charge, record}) do
       if record.name, do: :ets.insert(instance.tables.names, {record.name, id})
       if record.cleanup_policy == :reference_counted, do: first_reference(instance, id, owner, caller)
       Fault.point(:reserved, instance.name)
-      state = %{state | count: state.count + 1}
       state = watch(state, owner, id)
       state = if owner == caller, do: state, else: guard(state, caller, id)
       {:reply, {:ok, charge}, state}
@@ -474,10 +512,14 @@ defmodule Snakepit.SharedMemory.Manager do
 
   # ── Limits ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  defp check_count(%{count: count, instance: %{config: %{max_regions: limit}}}) when count >= limit,
-    do: {:error, Error.new(:region_limit_exceeded, :allocate, nil, %{count: count, limit: limit})}
-
-  defp check_count(_), do: :ok
+  defp claim(%{config: %{max_regions: limit}} = instance, {_, _, _, _, _, charge, _} = row) do
+    if Registry.claim(instance, row, limit) do
+      :ok
+    else
+      if charge, do: Native.charge_release(charge)
+      {:error, Error.new(:region_limit_exceeded, :allocate, nil, %{count: Registry.count(instance), limit: limit})}
+    end
+  end
 
   defp check_owner(%{instance: %{config: %{max_regions_per_process: :infinity}}}, _owner), do: :ok
   defp check_owner(_state, :none), do: :ok
@@ -562,25 +604,40 @@ defmodule Snakepit.SharedMemory.Manager do
   end
 
   # The owner has gone: a process, or a peer's session.
-  defp orphan(state, id, pid \\ nil) do
+  defp orphan(state, id, owner) do
     case Registry.fetch(state.instance, id) do
       {:ok, {_, :reserved, _, _, _, _, _} = row} ->
         reclaim(state, row, :uncommitted)
 
-      {:ok, {_, :live, _, ^pid, _, _, _}} when is_pid(pid) ->
-        Registry.put_owner(state.instance, id, :dead)
-        state |> unwatch(pid, id) |> judge(id)
+      {:ok, {_, :live, segment, ^owner, _, _, _} = row} ->
+        case Native.segment_info(segment).state do
+          # It was freeing it.
+          :closed -> close(state, row)
+          native -> state |> bereave(id, owner, native) |> unwatch(owner, id) |> judge(id)
+        end
 
-      # Result of a peer: sealed, it waits a while for somebody to attach it.
-      {:ok, {_, :live, segment, {:peer, _} = owner, _, _, _}} ->
-        sealed? = Native.segment_info(segment).state == :sealed
-        deadline = System.monotonic_time(:millisecond) + if(sealed?, do: state.instance.config.grace_period, else: 0)
-        Registry.put_owner(state.instance, id, {:grace, deadline})
-        state |> unwatch(owner, id) |> remind(id, deadline) |> judge(id)
-
-      _ ->
+      # It was making or freeing it.
+      :error ->
+        farewell(state.instance, id, owner)
         state
+
+      # It has given it away.
+      {:ok, _} ->
+        unwatch(state, owner, id)
     end
+  end
+
+  defp bereave(state, id, owner, _native) when is_pid(owner) do
+    Registry.put_owner(state.instance, id, :dead)
+    state
+  end
+
+  # Result of a peer: sealed, it waits a while for somebody to attach it.
+  defp bereave(state, id, _session, native) do
+    grace = if native == :sealed, do: state.instance.config.grace_period, else: 0
+    deadline = System.monotonic_time(:millisecond) + grace
+    Registry.put_owner(state.instance, id, {:grace, deadline})
+    remind(state, id, deadline)
   end
 
   defp remind(state, id, deadline) do
@@ -594,25 +651,39 @@ defmodule Snakepit.SharedMemory.Manager do
     state
   end
 
+  defp close(state, {id, _, _, _, _, _, _} = row) do
+    dissolve(state.instance, row)
+    unguard(state, id)
+  end
+
   # The memory first, the row last: killed in between, this is done again. Closing hands large memory to the reaper.
-  defp close(state, {id, _, segment, owner, _caller, charge, record}) do
-    tables = state.instance.tables
+  # Whether it was we who did it: a region's owner and the Manager can come at the same time.
+  defp dissolve(%{tables: tables} = instance, {id, _, segment, owner, _caller, charge, record}) do
     if segment, do: Allocation.close(segment, record)
     if charge, do: Native.charge_release(charge)
     if record.name, do: :ets.delete_object(tables.names, {record.name, id})
-    Fault.point(:closed, state.instance.name)
+    Fault.point(:closed, instance.name)
+    taken = :ets.take(tables.regions, id)
+    Fault.point(:taken, instance.name)
 
-    # Its maker may have completed the row while we looked at it.
-    case :ets.take(tables.regions, id) do
+    case taken do
+      # Its maker has completed the row while we looked at it.
       [{_, :live, late, _, _, _, _}] when segment == nil -> Allocation.close(late, record)
       _ -> :ok
     end
 
-    Stats.gone(state.instance.stats)
+    if taken != [], do: Stats.gone(instance.stats)
+    farewell(instance, id, owner)
+    taken != []
+  end
+
+  # What is left to do when the row has gone. The index last: by it the Manager finds what its owner did not get to do.
+  defp farewell(instance, id, owner) do
     # A reference that is just being added is seen here, or sees that the row is gone.
-    if Registry.held?(state.instance, id), do: ReferenceCounter.forget(state.instance, id)
-    Waiters.notify(state.instance, id)
-    %{state | count: state.count - 1} |> unwatch(owner, id) |> unguard(id)
+    if Registry.held?(instance, id), do: ReferenceCounter.forget(instance, id)
+    Waiters.notify(instance, id)
+    Fault.point(:forgotten, instance.name)
+    Registry.unindex(instance, owner, id)
   end
 
   # ── Monitors ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -620,12 +691,20 @@ defmodule Snakepit.SharedMemory.Manager do
   defp watch(state, :none, _id), do: state
 
   defp watch(state, owner, id) do
-    :ets.insert(state.instance.tables.owned, {{owner, id}})
-
+    Registry.index(state.instance, owner, id)
+    # Its owner may be freeing it: one of us sees that the entry has to go.
+    unless :ets.member(state.instance.tables.regions, id), do: Registry.unindex(state.instance, owner, id)
     # Of sessions the broker tells.
-    if is_pid(owner) and not is_map_key(state.owners, owner),
-      do: %{state | owners: Map.put(state.owners, owner, Process.monitor(owner))},
-      else: state
+    if is_pid(owner), do: monitor(state, owner), else: state
+  end
+
+  # It stays until its process ends: who has owned one will own another.
+  defp monitor(state, owner) when is_map_key(state.owners, owner), do: state
+
+  defp monitor(state, owner) do
+    state = %{state | owners: Map.put(state.owners, owner, Process.monitor(owner))}
+    :ets.insert(state.instance.tables.watched, {owner})
+    state
   end
 
   # A caller that is not the owner: only until it commits, but it does not say when that is.
@@ -645,9 +724,8 @@ defmodule Snakepit.SharedMemory.Manager do
     end
   end
 
-  # The monitor stays until its process ends: who has owned one will own another.
   defp unwatch(state, owner, id) do
-    :ets.delete(state.instance.tables.owned, {owner, id})
+    Registry.unindex(state.instance, owner, id)
     state
   end
 end

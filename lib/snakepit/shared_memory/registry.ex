@@ -11,7 +11,8 @@ defmodule Snakepit.SharedMemory.Registry do
   #             charge   its share of max_total_memory, until the segment has taken it over
   #             record   what does not change
   #   names     {name, id}
-  #   owned     {{owner, id}}           the Manager's index: owner a pid or {:peer, session}
+  #   owned     {{owner, id}}           index of the regions: owner a pid or {:peer, session}
+  #   watched   {pid}                   owners that the Manager monitors, and its successor will
   #   holders   {{id, holder}}        holder: pid | reference | {:peer, session}
   #   held      {{holder, id}}        the same, the other way round
   #   waiters   {{id, ref}, destination, pid}
@@ -20,12 +21,15 @@ defmodule Snakepit.SharedMemory.Registry do
   #   house     {key, value}          the broker's lock, the listening path
   #   errors    {type, count}
 
-  alias Snakepit.SharedMemory.{Error, Instance, Region}
+  require Snakepit.SharedMemory.Fault
+
+  alias Snakepit.SharedMemory.{Error, Fault, Instance, Region}
 
   @tables [
     regions: :set,
     names: :set,
     owned: :ordered_set,
+    watched: :set,
     holders: :ordered_set,
     held: :ordered_set,
     waiters: :ordered_set,
@@ -62,7 +66,7 @@ defmodule Snakepit.SharedMemory.Registry do
 
   # A lookup in the regions stands in every read, write and view, and costs a third less without locks for writers; these
   # are few.
-  defp concurrency(name) when name in [:regions, :names, :house], do: [read_concurrency: true]
+  defp concurrency(name) when name in [:regions, :names, :watched, :house], do: [read_concurrency: true]
   defp concurrency(_name), do: [read_concurrency: true, write_concurrency: true]
 
   # ── Regions ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,6 +131,30 @@ defmodule Snakepit.SharedMemory.Registry do
     ArgumentError -> :error
   end
 
+  @doc """
+  Puts a new row in, unless there are `limit` already. Asked after the fact: of those who come at the same time, no more
+  stay than there is room for.
+
+  The index goes first, and last when a row goes: it may have an entry too many after a crash, never one too few.
+  """
+  @spec claim(Instance.t(), row(), pos_integer()) :: boolean()
+  def claim(%{tables: %{regions: regions}} = instance, {id, _, _, owner, _, _, _} = row, limit) do
+    index(instance, owner, id)
+    Fault.point(:indexed, instance.name)
+    :ets.insert(regions, row)
+
+    if count(instance) <= limit do
+      true
+    else
+      :ets.delete(regions, id)
+      unindex(instance, owner, id)
+      false
+    end
+  end
+
+  @spec count(Instance.t()) :: non_neg_integer()
+  def count(instance), do: :ets.info(instance.tables.regions, :size)
+
   @doc "Completes a reserved row. False when it is gone: its owner or the instance has died meanwhile."
   @spec commit(Instance.t(), String.t(), Snakepit.Native.segment()) :: boolean()
   def commit(instance, id, segment) do
@@ -162,6 +190,24 @@ defmodule Snakepit.SharedMemory.Registry do
       name: record.name,
       metadata: record.metadata
     }
+  end
+
+  # ── Owners ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  @spec index(Instance.t(), owner(), String.t()) :: true
+  def index(_instance, :none, _id), do: true
+  def index(instance, owner, id), do: :ets.insert(instance.tables.owned, {{owner, id}})
+
+  @spec unindex(Instance.t(), owner(), String.t()) :: true
+  def unindex(instance, owner, id), do: :ets.delete(instance.tables.owned, {owner, id})
+
+  @doc "Whether the Manager will hear of the end of `pid`, whatever becomes of the Manager."
+  @spec watched?(Instance.t(), pid()) :: boolean()
+  def watched?(instance, pid) do
+    :ets.member(instance.tables.watched, pid)
+  rescue
+    # The instance has just ended.
+    ArgumentError -> false
   end
 
   @doc "The regions that a process or a peer's session owns."

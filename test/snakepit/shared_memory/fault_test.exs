@@ -4,9 +4,9 @@ defmodule Snakepit.SharedMemory.FaultTest do
   use Snakepit.ShmCase, async: false
 
   alias Snakepit.Native
-  alias Snakepit.SharedMemory.{Fault, Registry}
+  alias Snakepit.SharedMemory.{Fault, Registry, Waiters}
 
-  @points [:reserve, :reserved, :create, :created, :committed, :free, :closed] ++
+  @points [:reserve, :reserved, :create, :created, :indexed, :committed, :free, :free_own, :closed, :taken, :forgotten] ++
             [:increment, :incremented, :decrement, :released]
 
   setup %{shm: shm} do
@@ -27,12 +27,26 @@ defmodule Snakepit.SharedMemory.FaultTest do
     counter
   end
 
+  # A process that the Manager has heard of: it makes and frees what is its own without asking.
+  defp spawn_known(opts) do
+    worker = spawn_worker()
+    in_worker(worker, fn -> Shm.free!(Shm.put!("first", opts)) end)
+    worker
+  end
+
+  # Runs `fun` in the process, which is killed while it does.
+  defp killed_in(worker, fun) do
+    monitor = Process.monitor(worker)
+    send(worker, {:run, self(), make_ref(), fun})
+    assert_receive {:DOWN, ^monitor, _, _, :killed}
+  end
+
   # Rows, charges, descriptors and mappings of the instance, after everything has been freed.
   defp nothing_left(shm, before) do
     settle(shm)
     eventually(fn -> Shm.list!(instance: shm) == [] end)
 
-    tables = Map.take(instance(shm).tables, [:regions, :names, :holders, :held, :waiters])
+    tables = Map.take(instance(shm).tables, [:regions, :names, :owned, :holders, :held, :waiters])
     eventually(fn -> Enum.all?(tables, fn {_, table} -> :ets.info(table, :size) == 0 end) end)
 
     eventually(fn -> :erlang.garbage_collect() && charged(shm) == 0 end)
@@ -40,7 +54,7 @@ defmodule Snakepit.SharedMemory.FaultTest do
     assert Map.take(now, [:mappings, :descriptors]) == Map.take(before, [:mappings, :descriptors])
   end
 
-  for point <- [:reserve, :reserved] do
+  for point <- [:reserve, :indexed, :reserved] do
     test "the Manager killed at #{point}: the caller notices nothing", %{in: opts, shm: shm, before: before} do
       kill_at(shm, unquote(point))
       assert {:ok, region} = Shm.put("abc", opts)
@@ -76,6 +90,88 @@ defmodule Snakepit.SharedMemory.FaultTest do
     end
   end
 
+  # What a process does without asking the Manager, and what it may be cut short in.
+  @own [
+    create: :make,
+    created: :make,
+    indexed: :make,
+    committed: :make,
+    free_own: :free,
+    closed: :free,
+    taken: :free,
+    forgotten: :free
+  ]
+
+  for {point, what} <- @own, policy <- [:automatic, :manual] do
+    test "a known process killed at #{point}, #{policy}", %{in: opts, shm: shm, before: before} do
+      %{run: run, after: finish} = own(unquote(what), unquote(policy), opts)
+      kill_at(shm, unquote(point))
+      killed_in(run.worker, run.fun)
+      finish.()
+      nothing_left(shm, before)
+    end
+
+    test "a known process and the Manager killed at #{point}, #{policy}", %{in: opts, shm: shm, before: before} do
+      %{run: run, after: finish} = own(unquote(what), unquote(policy), opts)
+      manager = child(shm, :manager)
+
+      Fault.arm(shm, unquote(point), fn _ ->
+        Fault.disarm(shm, unquote(point))
+        Process.exit(manager, :kill)
+        Process.exit(self(), :kill)
+      end)
+
+      killed_in(run.worker, run.fun)
+      eventually(fn -> child(shm, :manager) not in [nil, manager] end)
+      finish.()
+      nothing_left(shm, before)
+    end
+
+    test "the Manager restarted while a known process is at #{point}, #{policy}", context do
+      %{in: opts, shm: shm, before: before} = context
+      %{run: run, after: finish} = own(unquote(what), unquote(policy), opts)
+      manager = child(shm, :manager)
+
+      Fault.arm(shm, unquote(point), fn _ ->
+        Fault.disarm(shm, unquote(point))
+        kill(manager)
+        eventually(fn -> child(shm, :manager) not in [nil, manager] end)
+        settle(shm)
+      end)
+
+      in_worker(run.worker, run.fun)
+      kill(run.worker, shm)
+      finish.()
+      nothing_left(shm, before)
+    end
+  end
+
+  # A held region, and one that is waited for: their rows go too.
+  defp own(:free, policy, opts) do
+    worker = spawn_known(opts)
+    region = in_worker(worker, fn -> Shm.put!("abc", [cleanup_policy: policy] ++ opts) end)
+    Shm.hold!(region)
+    Waiters.subscribe(instance(opts[:instance]), region.id, make_ref(), self())
+
+    done = fn ->
+      assert_receive {:snakepit_shm_changed, _}
+      assert {:error, %Error{reason: :region_not_found}} = Shm.info(region)
+    end
+
+    # Before anything was done to it, a region outlives its owner if it is held, or to be freed by hand.
+    finish = fn -> if match?({:ok, _}, Shm.info(region)), do: Shm.free!(region), else: done.() end
+    %{run: %{worker: worker, fun: fn -> Shm.free!(region) end}, after: finish}
+  end
+
+  defp own(:make, policy, opts) do
+    options = [cleanup_policy: policy] ++ opts
+    # To be freed by hand once it is complete.
+    finish = fn -> if policy == :manual, do: for(info <- Shm.list!(opts), do: free_by_hand(info, opts)) end
+    %{run: %{worker: spawn_known(opts), fun: fn -> Shm.allocate(100, options) end}, after: finish}
+  end
+
+  defp free_by_hand(info, opts), do: Shm.free!(%Region{id: info.id, size: 1, instance: opts[:instance], node: node()})
+
   test "a caller that makes a region for somebody else is killed in between", %{in: opts, shm: shm, before: before} do
     kill_at(shm, :created)
     owner = spawn_worker()
@@ -97,14 +193,18 @@ defmodule Snakepit.SharedMemory.FaultTest do
     nothing_left(shm, before)
   end
 
-  for point <- [:free, :closed] do
+  for point <- [:free, :closed, :taken, :forgotten] do
     test "the Manager killed at #{point} of a free: it is done all the same", %{in: opts, shm: shm, before: before} do
-      region = Shm.put!("abc", opts)
+      worker = spawn_worker()
+      region = in_worker(worker, fn -> Shm.put!("abc", opts) end)
       kill_at(shm, unquote(point))
       assert :ok = Shm.free(region)
+      kill(worker, shm)
       nothing_left(shm, before)
     end
+  end
 
+  for point <- [:closed, :taken, :forgotten] do
     test "the Manager killed at #{point} of an owner's death", %{in: opts, shm: shm, before: before} do
       worker = spawn_worker()
       in_worker(worker, fn -> for _ <- 1..5, do: Shm.put!("abc", opts) end)
@@ -192,14 +292,14 @@ defmodule Snakepit.SharedMemory.FaultTest do
     nothing_left(shm, before)
   end
 
-  test "a Manager that is restarted knows limits and owners from the rows", %{in: opts, shm: shm} do
+  test "a Manager that is restarted knows owners from the rows", %{in: opts, shm: shm} do
     regions = for _ <- 1..3, do: Shm.put!("x", opts)
     worker = spawn_worker()
     theirs = in_worker(worker, fn -> Shm.put!("y", opts) end)
     manager = child(shm, :manager)
     kill(manager)
     eventually(fn -> child(shm, :manager) not in [nil, manager] end)
-    assert :sys.get_state(child(shm, :manager)).count == 4
+    assert Map.keys(:sys.get_state(child(shm, :manager)).owners) |> Enum.sort() == Enum.sort([self(), worker])
     kill(worker, shm)
     assert Registry.fetch(instance(shm), theirs.id) == :error
     for region <- regions, do: assert(Shm.view!(region) == "x")

@@ -1,6 +1,7 @@
 defmodule Snakepit.SharedMemory.ManagerTest do
   use Snakepit.ShmCase, async: true
 
+  alias Snakepit.Native
   alias Snakepit.SharedMemory.{Manager, ReferenceCounter}
 
   setup %{shm: shm}, do: {:ok, in: [instance: shm]}
@@ -53,6 +54,49 @@ defmodule Snakepit.SharedMemory.ManagerTest do
       assert {:ok, _} = Shm.put("c", opts)
     end
 
+    @tag shm: [max_regions: 3]
+    test "max_regions holds for those who come at the same time", %{in: opts, shm: shm} do
+      # 1: live by the users' own count; 2: the most there were
+      counts = :atomics.new(2, [])
+
+      users =
+        for _ <- 1..8 do
+          Task.async(fn ->
+            for _ <- 1..300, {:ok, region} <- [Shm.allocate(10, opts)] do
+              live = :atomics.add_get(counts, 1, 1)
+              most = :atomics.get(counts, 2)
+              if live > most, do: :atomics.compare_exchange(counts, 2, most, live)
+              :erlang.yield()
+              :atomics.sub(counts, 1, 1)
+              :ok = Shm.free(region)
+            end
+          end)
+        end
+
+      Task.await_many(users)
+      assert :atomics.get(counts, 2) in 1..3
+      assert Shm.list!(instance: shm) == []
+      for _ <- 1..3, do: Shm.allocate!(10, opts)
+      assert {:error, %Error{reason: :region_limit_exceeded, details: %{limit: 3}}} = Shm.allocate(10, opts)
+    end
+
+    @tag shm: [max_region_size: 20_000, max_total_memory: 20_000]
+    test "max_total_memory holds for those who come at the same time", %{in: opts, shm: shm} do
+      users =
+        for _ <- 1..8 do
+          Task.async(fn ->
+            for _ <- 1..300 do
+              with {:ok, region} <- Shm.allocate(4_000, opts), do: :ok = Shm.free(region)
+              {bytes, _} = Native.budget_usage(instance(shm).budget)
+              assert bytes <= 20_000
+            end
+          end)
+        end
+
+      Task.await_many(users)
+      assert charged(shm) == 0
+    end
+
     @tag shm: [max_region_size: 1000, max_total_memory: 1_000_000]
     test "max_region_size", %{in: opts} do
       assert {:error, %Error{reason: :size_exceeds_limit, details: %{limit: 1000}} = error} = Shm.allocate(1001, opts)
@@ -90,6 +134,42 @@ defmodule Snakepit.SharedMemory.ManagerTest do
       assert {:ok, _} = Shm.put("c", [owner: :none] ++ opts)
       assert {:ok, _} = Shm.put("d", [owner: :none] ++ opts)
       assert {:error, %Error{reason: :process_region_limit_exceeded}} = Shm.put("e", [owner: worker] ++ opts)
+      send(worker, :stop)
+    end
+  end
+
+  describe "by its owner, without the Manager" do
+    setup %{in: opts} do
+      Shm.free!(Shm.put!("first", opts))
+      :ok
+    end
+
+    test "a known process makes and frees what is its own", %{in: opts, shm: shm} do
+      :sys.suspend(child(shm, :manager))
+      region = Shm.put!("abc", opts)
+      assert Shm.view!(region) == "abc"
+      assert :ok = Shm.free(region)
+      assert {:error, %Error{reason: :region_not_found}} = Shm.free(region)
+      assert {:ok, %{active_regions: 0, total_allocations: 2, total_deallocations: 2}} = Shm.stats(shm)
+      :sys.resume(child(shm, :manager))
+    end
+
+    test "what others own is asked for", %{in: opts, shm: shm} do
+      worker = spawn_worker()
+      region = Shm.put!("abc", [owner: worker] ++ opts)
+      assert :ok = Shm.free(region)
+      assert gone?(region)
+      assert :ok = Shm.free(Shm.put!("abc", [owner: :none] ++ opts))
+      kill(worker, shm)
+    end
+
+    test "holders and those who wait hear of it", %{in: opts, shm: shm} do
+      region = Shm.put!("abc", opts)
+      worker = spawn_worker()
+      :ok = in_worker(worker, fn -> Shm.hold(region) end)
+      assert :ok = Shm.free(region)
+      settle(shm)
+      assert :ets.info(instance(shm).tables.held, :size) == 0
       send(worker, :stop)
     end
   end

@@ -25,7 +25,7 @@ defmodule Snakepit.SharedMemory.ModelTest do
         settle(shm)
 
         leftover =
-          for table <- [:regions, :holders, :held],
+          for table <- [:regions, :owned, :holders, :held],
               n = :ets.info(instance(shm).tables[table], :size),
               n != 0,
               do: {table, n}
@@ -65,7 +65,8 @@ defmodule Snakepit.SharedMemory.ModelTest do
     result
   end
 
-  def free(region), do: outcome(Shm.free(region))
+  # By its owner: without asking the Manager.
+  def free(worker, region), do: outcome(in_worker(worker_pid(worker), fn -> Shm.free(region) end))
 
   def transfer(from, region, to) do
     pid = worker_pid(to)
@@ -119,7 +120,7 @@ defmodule Snakepit.SharedMemory.ModelTest do
         {4, {:call, __MODULE__, :hold, [worker(), region]}},
         {4, {:call, __MODULE__, :release, [worker(), region]}},
         {2, {:call, __MODULE__, :transfer, [worker(), region, worker()]}},
-        {2, {:call, __MODULE__, :free, [region]}},
+        {3, {:call, __MODULE__, :free, [worker(), region]}},
         {2, {:call, __MODULE__, :die, [worker()]}},
         {2, {:call, __MODULE__, :crash, [:proper_types.oneof([:manager, :reference_counter, :janitor, :broker])]}},
         {1, {:call, __MODULE__, :cleanup, []}}
@@ -132,9 +133,9 @@ defmodule Snakepit.SharedMemory.ModelTest do
   @impl true
   def precondition(state, {:call, _, name, args}) do
     case {name, args} do
-      {name, [_, region]} when name in [:hold, :release] -> is_map_key(state, region)
+      {name, [_, region]} when name in [:hold, :release, :free] -> is_map_key(state, region)
       {:transfer, [_, region, _]} -> is_map_key(state, region)
-      {name, [region]} when name in [:look, :free] -> is_map_key(state, region)
+      {:look, [region]} -> is_map_key(state, region)
       _ -> true
     end
   end
@@ -151,7 +152,7 @@ defmodule Snakepit.SharedMemory.ModelTest do
   def next_state(state, _, {:call, _, :release, [worker, region]}),
     do: change(state, region, &%{&1 | holders: MapSet.delete(&1.holders, worker)})
 
-  def next_state(state, _, {:call, _, :free, [region]}), do: Map.update!(state, region, &%{&1 | alive: false})
+  def next_state(state, _, {:call, _, :free, [_, region]}), do: Map.update!(state, region, &%{&1 | alive: false})
 
   def next_state(state, _, {:call, _, :transfer, [from, region, to]}) do
     change(state, region, fn r ->
@@ -198,10 +199,7 @@ defmodule Snakepit.SharedMemory.ModelTest do
       {:look, [region]} ->
         result == expected(state[region])
 
-      {:free, [region]} ->
-        result == if(state[region].alive, do: :ok, else: :region_not_found)
-
-      {name, [_, region]} when name in [:hold, :release] ->
+      {name, [_, region]} when name in [:hold, :release, :free] ->
         result == if(state[region].alive, do: :ok, else: :region_not_found)
 
       {:transfer, [from, region, to]} ->

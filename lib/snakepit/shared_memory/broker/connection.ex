@@ -313,7 +313,7 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
          {:ok, region} <- Allocation.allocate(size, options),
          {:ok, row} <- Registry.fetch(state.instance, region.id) do
       with {:error, _} = error <- hold_and_export(state, row, :read_write) do
-        Manager.free(state.instance, region.id)
+        Manager.free(state.instance, row)
         error
       end
     else
@@ -365,8 +365,8 @@ defmodule Snakepit.SharedMemory.Broker.Connection do
 
   defp free(state, request) do
     with {:ok, id} <- id(request),
-         {:ok, _} <- own(state, id),
-         :ok <- Manager.free(state.instance, id),
+         {:ok, row} <- own(state, id),
+         :ok <- Manager.free(state.instance, row),
          do: {:ok, %{}}
   end
 
