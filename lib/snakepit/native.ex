@@ -10,6 +10,7 @@ defmodule Snakepit.Native do
 
   @type budget :: reference()
   @type charge :: reference()
+  @type account :: charge() | {budget(), bytes :: pos_integer(), limit :: pos_integer()}
   @type segment :: reference()
   @type descriptor :: reference()
   @type watch :: reference()
@@ -174,11 +175,14 @@ defmodule Snakepit.Native do
 
   # ── Segments ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-  @doc "Creates, reserves, writes the header, maps (anonymous), and names it last (named)."
-  @spec segment_create(charge(), spec()) :: {:ok, segment()} | failure()
-  def segment_create(_charge, _spec), do: nif()
-  @spec segment_create_dirty(charge(), spec()) :: {:ok, segment()} | failure()
-  def segment_create_dirty(_charge, _spec), do: nif()
+  @doc """
+  Creates, reserves, writes the header, maps (anonymous), and names it last (named). `account` is a charge, or budget,
+  bytes and limit of one to be taken now.
+  """
+  @spec segment_create(account(), spec()) :: {:ok, segment()} | failure()
+  def segment_create(_account, _spec), do: nif()
+  @spec segment_create_dirty(account(), spec()) :: {:ok, segment()} | failure()
+  def segment_create_dirty(_account, _spec), do: nif()
 
   @doc "Opens a named object that exists and checks its header (`:corrupted` with `%{field:, found:, expected:}`)."
   @spec segment_open_dirty(charge(), path :: binary(), descriptor_reserve :: non_neg_integer()) ::

@@ -4,7 +4,7 @@ use crate::atoms;
 use crate::reply::reply;
 use parking_lot::Mutex;
 use rustler::types::atom::Atom;
-use rustler::{Env, Resource, ResourceArc, Term};
+use rustler::{Decoder, Env, NifResult, Resource, ResourceArc, Term};
 use snakepit_shm_core::budget::{Budget, Charge};
 use snakepit_shm_core::error::{Error, Result};
 
@@ -22,6 +22,42 @@ impl Resource for ChargeResource {}
 impl ChargeResource {
     pub fn take(&self) -> Result<Charge> {
         self.0.lock().take().ok_or(Error::NoCharge)
+    }
+}
+
+/// What pays for a segment: a charge that was taken before, or one out of a budget now.
+pub enum Account {
+    Charged(ResourceArc<ChargeResource>),
+    Open {
+        budget: ResourceArc<BudgetResource>,
+        bytes: u64,
+        limit: u64,
+    },
+}
+
+impl Account {
+    pub fn pay(&self) -> Result<Charge> {
+        match self {
+            Account::Charged(charge) => charge.take(),
+            Account::Open { budget, bytes, limit } => budget.0.charge(*bytes, *limit),
+        }
+    }
+
+    /// What has been taken before and will not be used.
+    pub fn release(&self) {
+        if let Account::Charged(charge) = self {
+            drop(charge.take());
+        }
+    }
+}
+
+impl<'a> Decoder<'a> for Account {
+    fn decode(term: Term<'a>) -> NifResult<Self> {
+        if let Ok(charge) = term.decode() {
+            return Ok(Account::Charged(charge));
+        }
+        let (budget, bytes, limit) = term.decode()?;
+        Ok(Account::Open { budget, bytes, limit })
     }
 }
 

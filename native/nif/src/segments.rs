@@ -1,6 +1,6 @@
 //! `segment_*`, `header_read`, `named_unlink`, `named_served`, `write_begin`, `write_end`.
 
-use crate::accounting::ChargeResource;
+use crate::accounting::{Account, ChargeResource};
 use crate::atoms;
 use crate::descriptors::DescriptorResource;
 use crate::reply::{self, done, failure, map, reply};
@@ -59,37 +59,27 @@ const ASK_FROM: u64 = 64 << 20;
 type Handle = ResourceArc<SegmentResource>;
 
 #[rustler::nif]
-fn segment_create<'a>(
-    env: Env<'a>,
-    charge: ResourceArc<ChargeResource>,
-    specification: Term<'a>,
-) -> NifResult<Term<'a>> {
-    create(env, &charge, specification)
+fn segment_create<'a>(env: Env<'a>, account: Account, specification: Term<'a>) -> NifResult<Term<'a>> {
+    create(env, &account, specification)
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
-fn segment_create_dirty<'a>(
-    env: Env<'a>,
-    charge: ResourceArc<ChargeResource>,
-    specification: Term<'a>,
-) -> NifResult<Term<'a>> {
-    create(env, &charge, specification)
+fn segment_create_dirty<'a>(env: Env<'a>, account: Account, specification: Term<'a>) -> NifResult<Term<'a>> {
+    create(env, &account, specification)
 }
 
-fn create<'a>(env: Env<'a>, charge: &ChargeResource, specification: Term<'a>) -> NifResult<Term<'a>> {
+fn create<'a>(env: Env<'a>, account: &Account, specification: Term<'a>) -> NifResult<Term<'a>> {
     // A specification that cannot be costs the charge, whoever finds that out.
-    let made = spec::plan(specification)?.and_then(|plan| create_segment(charge, plan));
+    let made = spec::plan(specification)?.and_then(|plan| create_segment(account, plan));
     if made.is_err() {
-        drop(charge.take());
+        account.release();
     }
     Ok(reply(env, made))
 }
 
-fn create_segment(charge: &ChargeResource, plan: Plan) -> Result<Handle> {
-    Ok(ResourceArc::new(SegmentResource::new(Segment::create(
-        charge.take()?,
-        plan,
-    )?)))
+fn create_segment(account: &Account, plan: Plan) -> Result<Handle> {
+    let segment = Segment::create(account.pay()?, plan)?;
+    Ok(ResourceArc::new(SegmentResource::new(segment)))
 }
 
 #[rustler::nif(schedule = "DirtyIo")]

@@ -46,11 +46,9 @@ fn read_plan(spec: Term<'_>) -> std::result::Result<Plan, Flaw> {
             .transpose()?,
         metadata: get(spec, atoms::metadata(), "metadata")?,
         label: optional(spec, atoms::label(), "label")?,
-        ..Header::draft(
-            get::<String>(spec, atoms::id(), "id")?.as_str(),
-            get::<String>(spec, atoms::instance(), "instance")?.as_str(),
-            get(spec, atoms::size(), "size")?,
-        )
+        id: get(spec, atoms::id(), "id")?,
+        instance: get(spec, atoms::instance(), "instance")?,
+        ..Header::draft("", "", get(spec, atoms::size(), "size")?)
     };
     Ok(Plan {
         header,

@@ -217,8 +217,8 @@ impl Header {
     }
 
     /// The page, with the given live line. `check` must have passed: what is too long is cut, never spilled.
-    pub fn encode(&self, live: Live) -> Box<Page> {
-        let mut page = Box::new([0u8; PAGE]);
+    pub fn encode(&self, live: Live) -> Page {
+        let mut page = [0u8; PAGE];
         let p = &mut page[..];
         p[0..8].copy_from_slice(MAGIC);
         put_u32(p, 8, LAYOUT_VERSION);

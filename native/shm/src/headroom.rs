@@ -106,7 +106,9 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        STATE.lock().in_flight -= self.left;
+        if self.left > 0 {
+            STATE.lock().in_flight -= self.left;
+        }
     }
 }
 

@@ -79,7 +79,7 @@ impl Kind for NamedKind {
 }
 
 fn object<K: Kind>(place: &Place, size: u64) -> K::Backend {
-    let object = K::Backend::create(&K::request(place, size)).unwrap();
+    let object = K::Backend::create(K::request(place, size)).unwrap();
     object.publish().unwrap();
     object
 }
@@ -91,7 +91,7 @@ fn segment<K: Kind>(place: &Place, size: u64) -> Segment {
 fn the_length_is_header_and_data_up_to_a_page<K: Kind>() {
     let place = Place::new();
     for (size, length) in [(1, 8192), (4096, 8192), (4097, 12288)] {
-        let object = K::Backend::create(&K::request(&place, size)).unwrap();
+        let object = K::Backend::create(K::request(&place, size)).unwrap();
         assert_eq!(object.length(), length);
     }
 }
@@ -99,7 +99,7 @@ fn the_length_is_header_and_data_up_to_a_page<K: Kind>() {
 fn a_size_that_no_object_can_have_is_an_error<K: Kind>() {
     let place = Place::new();
     for size in [u64::MAX, i64::MAX as u64, 1 << 60, 1 << 45] {
-        let error = K::Backend::create(&K::request(&place, size)).unwrap_err();
+        let error = K::Backend::create(K::request(&place, size)).unwrap_err();
         assert!(
             matches!(
                 error,
@@ -123,7 +123,7 @@ fn unreserved_memory_comes_later<K: Kind>() {
         reserve: false,
         ..K::request(&place, 1 << 20)
     };
-    let object = K::Backend::create(&request).unwrap();
+    let object = K::Backend::create(request).unwrap();
     assert!(object.resident().unwrap() < object.length());
     object.reserve().unwrap();
     assert!(object.resident().unwrap() >= object.length());
@@ -185,7 +185,7 @@ fn the_descriptor_reserve_is_respected<K: Kind>() {
         ..K::request(&place, 100)
     };
     assert!(matches!(
-        K::Backend::create(&request),
+        K::Backend::create(request),
         Err(Error::DescriptorLimit { reserve: u64::MAX, .. })
     ));
     assert!(place.is_empty());

@@ -105,7 +105,7 @@ proptest! {
     #[test]
     fn any_change_of_the_static_part_is_noticed(header in headers(), at in 0..LIVE, bits in 1u8..) {
         let page = header.encode(Live::FRESH);
-        let mut changed = page.clone();
+        let mut changed = page;
         changed[at] ^= bits;
         let length = header.size + PAGE as u64;
         prop_assert!(Header::decode(&changed, length).is_err());
@@ -120,7 +120,7 @@ proptest! {
 
     #[test]
     fn rubbish_never_panics(bytes in proptest::collection::vec(any::<u8>(), PAGE), keep in 0usize..PAGE, length: u64) {
-        let mut page: Box<Page> = Header::draft("shm_r", "i", 1).encode(Live::FRESH);
+        let mut page: Page = Header::draft("shm_r", "i", 1).encode(Live::FRESH);
         page[keep..].copy_from_slice(&bytes[keep..]);
         let _ = Header::decode(&page, length);
     }

@@ -67,6 +67,23 @@ defmodule Snakepit.Native.SegmentTest do
     assert_raise ArgumentError, fn -> Native.segment_create(charge(), Map.delete(spec(%{}), :label)) end
   end
 
+  test "a charge can be taken together with the segment" do
+    budget = Native.budget_new()
+    account = {budget, 8192, 10_000}
+    assert {:ok, segment} = Native.segment_create(account, spec(%{}))
+    assert Native.budget_usage(budget) == {8192, 1}
+
+    assert {:error, {:memory_limit_exceeded, %{asked: 8192, used: 8192, limit: 10_000}}} =
+             Native.segment_create(account, spec(%{}))
+
+    Native.segment_close(segment, false)
+    assert {:error, {:invalid_spec, _}} = Native.segment_create(account, spec(%{size: 0}))
+    assert Native.budget_usage(budget) == {0, 0}
+
+    for wrong <- [:x, {budget, -1, 10}, {budget, 1}, {make_ref(), 1, 10}],
+        do: assert_raise(ArgumentError, fn -> Native.segment_create(wrong, spec(%{})) end)
+  end
+
   test "what was ever exported is sealed on a dirty scheduler only" do
     segment = create()
     assert {:ok, _descriptor, _number} = Native.segment_export(segment, :read_only)

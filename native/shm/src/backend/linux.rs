@@ -28,14 +28,17 @@ pub(super) fn set_length(fd: BorrowedFd<'_>, length: u64) -> Result<()> {
 }
 
 /// Takes the memory behind `length` bytes. Whatever it fails with, the caller drops the object.
+///
+/// SIGXFSZ comes only when the object grows by it: the caller knows whether it can.
 pub(super) fn reserve(fd: BorrowedFd<'_>, length: u64, mut grant: Option<Grant>) -> Result<()> {
     let mut offset = 0;
     while offset < length {
         let step = STEP.min(length - offset);
-        if let Some(grant) = &grant {
+        // The first step has just been granted.
+        if let Some(grant) = grant.as_ref().filter(|_| offset > 0) {
             grant.check()?;
         }
-        match without_sigxfsz(|| fallocate(fd, FallocateFlags::empty(), offset as i64, step as i64)) {
+        match fallocate(fd, FallocateFlags::empty(), offset as i64, step as i64) {
             Ok(()) => {}
             Err(Errno::EINTR) => continue,
             Err(Errno::ENOSPC | Errno::EDQUOT) => {

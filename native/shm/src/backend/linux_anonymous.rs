@@ -30,7 +30,7 @@ pub struct Anonymous {
 }
 
 impl Anonymous {
-    fn make(request: &Request, huge_page: Option<u64>) -> Result<Self> {
+    fn make(request: Request, huge_page: Option<u64>) -> Result<Self> {
         let length = object_length(request.size, huge_page.unwrap_or_else(machine::page_size))?;
         let huge = huge_page.is_some();
         let fd = memfd(&request.label, huge).map_err(|error| with_reserve(error, request.descriptor_reserve))?;
@@ -43,16 +43,16 @@ impl Anonymous {
             fd,
             length,
             huge,
-            request: request.clone(),
+            request,
         };
         // Huge pages are always taken at once: a late fault on them is a SIGBUS.
-        if request.reserve || huge {
+        if object.request.reserve || huge {
             object.reserve()?;
         }
         Ok(object)
     }
 
-    fn make_huge(request: &Request) -> Result<Self> {
+    fn make_huge(request: Request) -> Result<Self> {
         let (free, page) = machine::huge_pages();
         let asked = object_length(request.size, page)?;
         if asked > free {
@@ -79,11 +79,11 @@ impl Anonymous {
 impl Backend for Anonymous {
     const NAME: &'static str = "anonymous";
 
-    fn create(request: &Request) -> Result<Self> {
+    fn create(request: Request) -> Result<Self> {
         match request.huge_pages {
             HugePages::No => Self::make(request, None),
             HugePages::Require => Self::make_huge(request),
-            HugePages::Prefer => match Self::make_huge(request) {
+            HugePages::Prefer => match Self::make_huge(request.clone()) {
                 Err(Error::NoHugePages { .. }) => Self::make(request, None),
                 result => result,
             },
@@ -141,6 +141,7 @@ impl Object for Anonymous {
         } else {
             Some(headroom::ask(self.length)?)
         };
+        // Sealed against growing.
         linux::reserve(self.fd(), self.length, grant)
     }
 
@@ -178,7 +179,7 @@ impl Object for Anonymous {
     fn fresh(&self) -> Result<Arc<dyn Object>> {
         let page = self.huge.then(|| machine::huge_pages().1);
         let object = Self::make(
-            &Request {
+            Request {
                 reserve: true,
                 ..self.request.clone()
             },
@@ -204,12 +205,8 @@ fn memfd(label: &str, huge: bool) -> Result<OwnedFd> {
     while !label.is_char_boundary(end) {
         end -= 1;
     }
-    let name: Vec<u8> = label.as_bytes()[..end]
-        .iter()
-        .copied()
-        .filter(|byte| *byte != 0)
-        .collect();
-    let name = CString::new(name).unwrap_or_default();
+    // A name with a zero byte in it, which no identifier has, would be none.
+    let name = CString::new(&label[..end]).unwrap_or_default();
     let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     if huge {
         flags |= libc::MFD_HUGETLB;

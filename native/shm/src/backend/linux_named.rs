@@ -10,6 +10,7 @@ use super::{Backend, HugePages, Object, Request, linux, object_length};
 use crate::descriptor::{Descriptor, with_reserve};
 use crate::error::{Error, Result};
 use crate::header::{Header, Live, PAGE, Page};
+use crate::signal::without_sigxfsz;
 use crate::{headroom, machine};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
@@ -92,11 +93,8 @@ impl Named {
 impl Backend for Named {
     const NAME: &'static str = "named";
 
-    fn create(request: &Request) -> Result<Self> {
-        let path = request
-            .path
-            .clone()
-            .ok_or_else(|| Error::invalid_spec("name", "none given"))?;
+    fn create(request: Request) -> Result<Self> {
+        let path = request.path.ok_or_else(|| Error::invalid_spec("name", "none given"))?;
         let length = object_length(request.size, machine::page_size())?;
         if request.huge_pages == HugePages::Require {
             // A hugetlbfs takes no pwrite, and without it the VM cannot reach what others may truncate.
@@ -202,7 +200,8 @@ impl Object for Named {
         self.space(wanted)?;
         let in_memory = fstatfs(self.fd()).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
         let grant = if in_memory { Some(headroom::ask(wanted)?) } else { None };
-        match linux::reserve(self.fd(), self.length, grant) {
+        // Somebody may have truncated it: then it grows again.
+        match without_sigxfsz(|| linux::reserve(self.fd(), self.length, grant)) {
             // This file system cannot reserve; a write may then run out of space later, and says so.
             Err(Error::Os {
                 errno: Errno::EOPNOTSUPP,

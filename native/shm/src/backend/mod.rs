@@ -113,7 +113,7 @@ pub trait Object: Send + Sync + Debug {
 pub trait Backend: Object + Sized + 'static {
     const NAME: &'static str;
 
-    fn create(request: &Request) -> Result<Self>;
+    fn create(request: Request) -> Result<Self>;
 }
 
 /// The length of the object for `size` bytes of data: header page and data, up to a page of `page` bytes.

@@ -231,8 +231,8 @@ struct Slot {
 #[derive(Debug)]
 pub struct Segment {
     header: Header,
-    /// The static part as it must stand in the object.
-    page: Box<Page>,
+    /// The static part as it must stand in the object, where somebody else could change it.
+    page: Option<Box<Page>>,
     length: u64,
     mapping_limit: u64,
     descriptor_reserve: u64,
@@ -274,7 +274,7 @@ impl Segment {
         }
         let request = Request {
             size: header.size,
-            label: format!("snakepit:{}", header.id),
+            label: ["snakepit:", &header.id].concat(),
             path,
             mode: header.mode,
             peers_write: header.peers_write,
@@ -284,20 +284,21 @@ impl Segment {
         };
         let charge = Arc::new(charge);
         let (page, memory) = if header.named {
-            let object = Named::create(&request)?;
+            let object = Named::create(request)?;
             let page = header.encode(Live::FRESH);
             object.write_at(0, &page[..])?;
             object.publish()?;
-            (page, Memory::new(Arc::new(object), None, charge))
+            (Some(Box::new(page)), Memory::new(Arc::new(object), None, charge))
         } else {
             let permit = Permit::take(mapping_limit)?;
-            let object = Anonymous::create(&request)?;
+            let object = Anonymous::create(request)?;
             header.huge_pages = object.huge_pages();
             let page = header.encode(Live::FRESH);
             let length = object.length() as usize;
             let mapping = Mapping::writable(object.fd(), length, permit, Arc::clone(&charge)).map_err(|e| e.0)?;
             mapping.write_header(&page);
             object.publish()?;
+            let page = header.peers_write.then(|| Box::new(page));
             (page, Memory::new(Arc::new(object), Some(mapping), charge))
         };
         Ok(Self::assemble(
@@ -354,14 +355,22 @@ impl Segment {
         object.set_peers_write(header.peers_write);
         let memory = Memory::new(Arc::new(object), None, Arc::new(charge));
         Ok((
-            Self::assemble(header, page, memory, phase, sequence, u64::MAX, descriptor_reserve),
+            Self::assemble(
+                header,
+                Some(page),
+                memory,
+                phase,
+                sequence,
+                u64::MAX,
+                descriptor_reserve,
+            ),
             live,
         ))
     }
 
     fn assemble(
         header: Header,
-        page: Box<Page>,
+        page: Option<Box<Page>>,
         memory: Arc<Memory>,
         phase: Phase,
         sequence: u64,
@@ -632,14 +641,12 @@ impl Segment {
 
     /// Copy, check, use: whether the object still is what this VM made, wherever somebody else could have changed it.
     fn check(&self, memory: &Memory) -> Result<()> {
-        if !self.header.named && !self.header.peers_write {
-            return Ok(());
-        }
+        let Some(expected) = &self.page else { return Ok(()) };
         let checked = memory
             .object()
             .verify()
             .and_then(|()| memory.header_page())
-            .and_then(|page| header::compare(&page, &self.page, self.length).map_err(Error::from));
+            .and_then(|page| header::compare(&page, expected, self.length).map_err(Error::from));
         checked.inspect_err(|error| self.condemn(error))
     }
 

@@ -235,7 +235,7 @@ mod tests {
     /// A confined segment, and a foreign writable mapping that is older than its confinement.
     fn pinned() -> (Segment, memmap2::MmapRaw) {
         let charge = Arc::new(Budget::new().charge(SIZE, SIZE).unwrap());
-        let object = Anonymous::create(&Request {
+        let object = Anonymous::create(Request {
             size: SIZE,
             reserve: true,
             ..Request::default()
@@ -253,7 +253,7 @@ mod tests {
             .unwrap();
         object.publish().unwrap();
         let memory = Memory::new(Arc::new(object), Some(mapping), charge);
-        let segment = Segment::assemble(header, page, memory, Phase::Allocated, 0, u64::MAX, 0);
+        let segment = Segment::assemble(header, None, memory, Phase::Allocated, 0, u64::MAX, 0);
         segment.write(0, &[b"pinned"], Wait::Spin).unwrap();
         (segment, foreign)
     }
@@ -314,7 +314,7 @@ mod tests {
         let (permit, charge) = segment.unmap().unwrap();
         segment.close(false);
         let object = Arc::new(
-            Anonymous::create(&Request {
+            Anonymous::create(Request {
                 size: SIZE,
                 ..Request::default()
             })
