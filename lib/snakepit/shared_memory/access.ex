@@ -184,9 +184,16 @@ defmodule Snakepit.SharedMemory.Access do
 
   @doc "The same with the whole row."
   @spec row(Region.t(), atom()) :: {:ok, Instance.t(), Registry.row()} | {:error, Error.t()}
-  def row(%Region{instance: name, id: id} = region, operation) do
-    with {:error, %Error{reason: :region_not_found}} <- Registry.locate(region, operation),
-         do: not_found(name, id, operation)
+  def row(%Region{node: node, id: id}, operation) when node != node(),
+    do: {:error, Error.new(:remote_region, operation, id, %{node: node})}
+
+  def row(%Region{id: id, instance: name}, operation) do
+    with {:ok, instance} <- Instance.of_name(name),
+         {:ok, row} <- Registry.live(instance, id) do
+      {:ok, instance, row}
+    else
+      :error -> not_found(name, id, operation)
+    end
   end
 
   defp not_found(name, id, operation) do

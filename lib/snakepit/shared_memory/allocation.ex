@@ -63,7 +63,7 @@ defmodule Snakepit.SharedMemory.Allocation do
   # ── Reserve, create, commit ───────────────────────────────────────────────────────────────────────────────────
 
   defp make(instance, record, owner, operation) do
-    id = Instance.new_id(instance)
+    id = Instance.new_id(instance, record.created_at)
     record = named(record, instance, id)
 
     with :ask <- make_own(instance, id, record, owner, operation),
@@ -75,20 +75,23 @@ defmodule Snakepit.SharedMemory.Allocation do
   # Manager's to give: it sees who is first.
   defp make_own(%{config: %{max_regions_per_process: :infinity} = config} = instance, id, record, owner, operation)
        when owner == self() and record.name == nil and record.cleanup_policy != :reference_counted do
-    with true <- Registry.watched?(instance, owner),
-         {:ok, charge} <- Native.charge(instance.budget, bytes(instance, record), config.max_total_memory) do
+    if Registry.watched?(instance, owner) do
       Fault.point(:create, instance.name)
+      account = {instance.budget, bytes(instance, record), config.max_total_memory}
 
-      case native_create(instance, charge, spec(instance, id, record)) do
+      case native_create(account, spec(instance, id, record)) do
         {:ok, segment} ->
           Fault.point(:created, instance.name)
           publish(instance, {id, :live, segment, owner, owner, nil, record}, operation)
+
+        {:error, {:memory_limit_exceeded, _}} ->
+          :ask
 
         failure ->
           refused(failure, operation, id, record)
       end
     else
-      _ -> :ask
+      :ask
     end
   end
 
@@ -140,7 +143,7 @@ defmodule Snakepit.SharedMemory.Allocation do
   defp create(instance, id, record, charge, operation) do
     Fault.point(:create, instance.name)
 
-    case native_create(instance, charge, spec(instance, id, record)) do
+    case native_create(charge, spec(instance, id, record)) do
       {:ok, segment} ->
         Fault.point(:created, instance.name)
         commit(instance, id, record, segment, operation)
@@ -178,31 +181,50 @@ defmodule Snakepit.SharedMemory.Allocation do
 
   defp owner_down(operation, id, record), do: {:error, Error.new(:owner_down, operation, id, %{owner: record.owner})}
 
-  defp native_create(_instance, charge, %{size: size, name: nil, huge_pages: :no} = spec) when size <= @small,
-    do: Native.segment_create(charge, spec)
+  defp native_create(account, %{size: size, name: nil, huge_pages: :no} = spec) when size <= @small,
+    do: Native.segment_create(account, spec)
 
-  defp native_create(_instance, charge, spec), do: Native.segment_create_dirty(charge, spec)
+  defp native_create(account, spec), do: Native.segment_create_dirty(account, spec)
 
-  defp spec(instance, id, record) do
+  # Taken apart at once: field by field, each costs a search through the map.
+  defp spec(%{key: key, config: config}, id, record) do
+    %{max_mappings: mapping_limit, descriptor_reserve: descriptor_reserve} = config
+
+    %{
+      size: size,
+      path: path,
+      name: name,
+      access_mode: access_mode,
+      permissions: permissions,
+      peers: peers,
+      huge_pages: huge_pages,
+      reserve: reserve,
+      cleanup_policy: cleanup_policy,
+      timeout: timeout,
+      dtype: dtype,
+      shape: shape,
+      metadata_json: metadata
+    } = record
+
     %{
       id: id,
-      instance: instance.key,
-      size: record.size,
-      name: record.path,
-      label: record.name,
-      access_read_only: record.access_mode == :read_only,
-      owner_read_only: record.permissions.owner == :read_only,
-      mode: mode_bits(record.permissions),
-      peers_write: record.peers == :read_write,
-      huge_pages: record.huge_pages,
-      reserve: record.reserve,
-      cleanup_policy: record.cleanup_policy,
-      timeout: if(record.timeout == :infinity, do: nil, else: record.timeout),
-      dtype: record.dtype,
-      shape: record.shape,
-      metadata: record.metadata_json,
-      mapping_limit: instance.config.max_mappings,
-      descriptor_reserve: instance.config.descriptor_reserve
+      instance: key,
+      size: size,
+      name: path,
+      label: name,
+      access_read_only: access_mode == :read_only,
+      owner_read_only: permissions.owner == :read_only,
+      mode: mode_bits(permissions),
+      peers_write: peers == :read_write,
+      huge_pages: huge_pages,
+      reserve: reserve,
+      cleanup_policy: cleanup_policy,
+      timeout: if(timeout == :infinity, do: nil, else: timeout),
+      dtype: dtype,
+      shape: shape,
+      metadata: metadata,
+      mapping_limit: mapping_limit,
+      descriptor_reserve: descriptor_reserve
     }
   end
 
@@ -224,8 +246,9 @@ defmodule Snakepit.SharedMemory.Allocation do
   defp check(%{config: config}, size, [], operation) do
     with :ok <- check_size(size, config, operation) do
       huge = if config.use_hugepages, do: :prefer, else: :no
-      record = %{@plain | size: size, owner: self(), timeout: config.default_timeout, huge_pages: huge}
-      {:ok, %{record | created_at: System.system_time(:microsecond)}, self()}
+      now = System.system_time(:microsecond)
+      timeout = config.default_timeout
+      {:ok, %{@plain | size: size, owner: self(), timeout: timeout, huge_pages: huge, created_at: now}, self()}
     end
   end
 

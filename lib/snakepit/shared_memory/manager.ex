@@ -299,7 +299,7 @@ defmodule Snakepit.SharedMemory.Manager do
   defp restore(state) do
     # First of all those who make regions without asking, and do so now.
     state = Enum.reduce(:ets.tab2list(state.instance.tables.watched), state, fn {pid}, state -> monitor(state, pid) end)
-    restore_index(state.instance)
+    state = restore_index(state)
 
     state =
       Enum.reduce(Registry.rows(state.instance), state, fn {id, status, _, owner, caller, _, _}, state ->
@@ -330,16 +330,24 @@ defmodule Snakepit.SharedMemory.Manager do
   end
 
   # A crash may have left entries without a row. Of a process that makes regions without asking the row may be about to
-  # come; its entries are looked through at its end.
-  defp restore_index(%{tables: tables, config: config} = instance) do
-    for {{owner, id}} <- :ets.tab2list(tables.owned) do
+  # come: its entries are looked through at its end.
+  defp restore_index(%{instance: %{tables: tables, config: config} = instance} = state) do
+    Enum.reduce(:ets.tab2list(tables.owned), state, fn {{owner, id}}, state ->
       case Registry.fetch(instance, id) do
-        {:ok, {_, _, _, ^owner, _, _, _}} -> :ok
-        :error when is_pid(owner) and config.max_regions_per_process == :infinity -> :ok
-        :error -> farewell(instance, id, owner)
-        {:ok, _} -> Registry.unindex(instance, owner, id)
+        {:ok, {_, _, _, ^owner, _, _, _}} ->
+          state
+
+        :error when is_pid(owner) and config.max_regions_per_process == :infinity ->
+          monitor(state, owner)
+
+        :error ->
+          farewell(instance, id, owner)
+          state
+
+        {:ok, _} ->
+          unwatch(state, owner, id)
       end
-    end
+    end)
   end
 
   # A crash may have come between a row and its name.

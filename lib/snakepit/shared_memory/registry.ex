@@ -64,9 +64,12 @@ defmodule Snakepit.SharedMemory.Registry do
     end)
   end
 
-  # A lookup in the regions stands in every read, write and view, and costs a third less without locks for writers; these
-  # are few.
-  defp concurrency(name) when name in [:regions, :names, :watched, :house], do: [read_concurrency: true]
+  # A lookup in the regions stands in every read, write and view, and costs a third less without locks for writers; so
+  # does what else stands in making and freeing. Of holders one process writes. Waiters come and go at any time.
+  defp concurrency(name) when name in [:regions, :names, :owned, :watched, :holders, :held, :house],
+    do: [read_concurrency: true]
+
+  defp concurrency(:waiters), do: [write_concurrency: true]
   defp concurrency(_name), do: [read_concurrency: true, write_concurrency: true]
 
   # ── Regions ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,7 +116,7 @@ defmodule Snakepit.SharedMemory.Registry do
 
   def locate(id, operation) when is_binary(id) do
     with {:ok, instance} <- Instance.of_id(id),
-         {:ok, row} when elem(row, @status - 1) == :live <- safe_fetch(instance, id) do
+         {:ok, row} <- live(instance, id) do
       {:ok, instance, row}
     else
       _ -> {:error, Error.new(:region_not_found, operation, id)}
@@ -125,9 +128,15 @@ defmodule Snakepit.SharedMemory.Registry do
     {:error, Error.new(:invalid_argument, operation, nil, %{key: :region, expected: expected, got: other})}
   end
 
-  defp safe_fetch(instance, id) do
-    fetch(instance, id)
+  @doc "The row of a region that is complete."
+  @spec live(Instance.t(), String.t()) :: {:ok, row()} | :error
+  def live(instance, id) do
+    case :ets.lookup(instance.tables.regions, id) do
+      [{_, :live, _, _, _, _, _} = row] -> {:ok, row}
+      _ -> :error
+    end
   rescue
+    # The instance has just ended.
     ArgumentError -> :error
   end
 
@@ -179,16 +188,16 @@ defmodule Snakepit.SharedMemory.Registry do
 
   @doc "A new region as a value."
   @spec to_region(Instance.t(), String.t(), map()) :: Region.t()
-  def to_region(instance, id, record) do
+  def to_region(instance, id, %{size: size, dtype: dtype, shape: shape, name: name, metadata: metadata}) do
     %Region{
       id: id,
-      size: record.size,
-      dtype: record.dtype,
-      shape: record.shape,
+      size: size,
+      dtype: dtype,
+      shape: shape,
       instance: instance.name,
       node: node(),
-      name: record.name,
-      metadata: record.metadata
+      name: name,
+      metadata: metadata
     }
   end
 

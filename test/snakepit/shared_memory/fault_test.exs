@@ -172,6 +172,23 @@ defmodule Snakepit.SharedMemory.FaultTest do
 
   defp free_by_hand(info, opts), do: Shm.free!(%Region{id: info.id, size: 1, instance: opts[:instance], node: node()})
 
+  for point <- [:reserve, :indexed, :reserved] do
+    test "the Manager killed at #{point}, and the caller that it served", %{in: opts, shm: shm, before: before} do
+      {:ok, caller} = Agent.start(fn -> nil end)
+      manager = child(shm, :manager)
+
+      Fault.arm(shm, unquote(point), fn _ ->
+        Fault.disarm(shm, unquote(point))
+        kill(caller)
+        Process.exit(self(), :kill)
+      end)
+
+      catch_exit(Agent.get(caller, fn _ -> Shm.put("abc", opts) end))
+      eventually(fn -> child(shm, :manager) not in [nil, manager] end)
+      nothing_left(shm, before)
+    end
+  end
+
   test "a caller that makes a region for somebody else is killed in between", %{in: opts, shm: shm, before: before} do
     kill_at(shm, :created)
     owner = spawn_worker()
