@@ -24,9 +24,13 @@ impl Segment {
         let length = (PAGE + size).next_multiple_of(PAGE);
         let fd = memfd()?;
         let number = fd.as_raw_fd();
+        // Whether descriptors are about to run out.
+        limit(libc::RLIMIT_NOFILE)?;
         // SAFETY: these calls take integers and touch no memory of ours.
         unsafe {
             check(libc::fchmod(number, 0o600))?;
+            // Whether SIGXFSZ must be blocked.
+            limit(libc::RLIMIT_FSIZE)?;
             check(libc::ftruncate(number, length as libc::off_t))?;
             check(libc::fcntl(
                 number,
@@ -72,6 +76,16 @@ impl Drop for Segment {
         // SAFETY: our own mapping, and nothing refers to it any more.
         unsafe { libc::munmap(self.start.cast(), self.length) };
     }
+}
+
+fn limit(which: libc::__rlimit_resource_t) -> io::Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure is ours.
+    check(unsafe { libc::getrlimit(which, &mut limit) })?;
+    Ok(limit.rlim_cur)
 }
 
 fn memfd() -> io::Result<OwnedFd> {
