@@ -16,7 +16,8 @@ defmodule Snakepit.Isolation.Async do
   @doc false
   @spec start(Call.t()) :: t()
   def start(%Call{} = call) do
-    call = %{call | waits: false}
+    # Whoever goes on does not spin.
+    call = %{call | waits: false, library: %{call.library | spin: 0}}
     %__MODULE__{owner: self(), call: call, state: Call.submit(call)}
   end
 

@@ -7,7 +7,7 @@ defmodule Snakepit.Isolation.Error do
   | reason | means |
   |---|---|
   | `:crashed` | the library's process ended while the call ran: `signal` or `exit_code`, and the `function` |
-  | `:timeout` | the call's deadline passed; if it was running, its worker has been killed and is replaced |
+  | `:timeout` | the call's deadline passed; if it was running and goes on, its worker is killed and replaced |
   | `:raised` | the library raised an exception: `exception` |
   | `:overloaded` | no slot was free until the deadline, or too many callers were waiting |
   | `:not_loaded` | the library is not there, or could not be loaded: the message says why |
@@ -168,8 +168,8 @@ defmodule Snakepit.Isolation.Error do
 
   defp explain(:timeout, _e, %{started: true} = d),
     do:
-      {"it did not answer within #{d[:timeout]} ms, and its worker has been killed",
-       "Pass a longer timeout: (or :infinity), or find out why the library hangs; a new worker is being started."}
+      {"it was still running after #{d[:timeout]} ms, and unless it ended at the same moment its worker is killed and replaced",
+       "Pass a longer timeout: (or :infinity), or find out why the library hangs."}
 
   defp explain(:timeout, _e, %{because: :no_worker} = d),
     do:

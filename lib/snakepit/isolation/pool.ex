@@ -34,7 +34,7 @@ defmodule Snakepit.Isolation.Pool do
 
   @doc "Waits until a worker is in service. `:gone`: the library has been unloaded."
   @spec await(Library.t(), timeout()) :: :ready | :timeout | :gone | {:error, Error.t()}
-  def await(%Library{table: table}, timeout), do: ask(table, :await, timeout)
+  def await(%Library{table: table}, timeout), do: ask(table, {:await, deadline(timeout)}, timeout)
 
   @doc "A worker's row has changed."
   @spec changed(:ets.tid()) :: :ok
@@ -43,13 +43,13 @@ defmodule Snakepit.Isolation.Pool do
     :ok
   end
 
-  defp ask(table, question, timeout) do
-    deadline = timeout != :infinity && System.monotonic_time(:millisecond) + timeout
-    ask_until(table, question, deadline)
-  end
+  defp ask(table, question, timeout), do: ask_until(table, question, deadline(timeout))
+
+  defp deadline(:infinity), do: :infinity
+  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
 
   defp ask_until(table, question, deadline) do
-    left = if deadline, do: max(deadline - System.monotonic_time(:millisecond), 0), else: :infinity
+    left = if deadline == :infinity, do: :infinity, else: max(deadline - System.monotonic_time(:millisecond), 0)
 
     case Library.lookup(table, :pool) do
       nil -> :gone
@@ -84,12 +84,11 @@ defmodule Snakepit.Isolation.Pool do
     {:noreply, settle(%{state | loaders: loaders})}
   end
 
-  def handle_call(:await, from, %{shared: shared} = state) do
+  def handle_call({:await, deadline}, from, state) do
     case service(rows(state)) do
       :ready -> {:reply, :ready, state}
       {:failed, error} -> {:reply, {:error, error}, state}
-      :starting when state.count >= shared.options.max_waiting -> {:reply, {:error, too_many(shared)}, state}
-      :starting -> {:noreply, %{state | waiting: [from | state.waiting], count: state.count + 1}}
+      :starting -> wait(%{state | waiting: [{deadline, from} | state.waiting], count: state.count + 1})
     end
   end
 
@@ -129,8 +128,21 @@ defmodule Snakepit.Isolation.Pool do
     # A crash of this process is none of the library.
     if reason in [:normal, :shutdown] or match?({:shutdown, _}, reason) do
       Directory.delete(shared, shared.supervisor)
-      for from <- waiting, do: GenServer.reply(from, :gone)
+      for {_, from} <- waiting, do: GenServer.reply(from, :gone)
     end
+  end
+
+  # Those whose deadline has passed are no longer there; they are looked for when there seem to be too many.
+  defp wait(%{count: count, shared: %{options: %{max_waiting: limit}}} = state) when count <= limit,
+    do: {:noreply, state}
+
+  defp wait(%{waiting: [one | others], shared: shared} = state) do
+    now = System.monotonic_time(:millisecond)
+    others = Enum.filter(others, fn {deadline, _from} -> deadline > now end)
+
+    if length(others) < shared.options.max_waiting,
+      do: {:noreply, %{state | waiting: [one | others], count: length(others) + 1}},
+      else: {:reply, {:error, too_many(shared)}, %{state | waiting: others, count: length(others)}}
   end
 
   # ── What the rows say ─────────────────────────────────────────────────────────────────────────────────────────
@@ -195,7 +207,7 @@ defmodule Snakepit.Isolation.Pool do
       end
 
     if answer do
-      for from <- state.waiting, do: GenServer.reply(from, answer)
+      for {_, from} <- state.waiting, do: GenServer.reply(from, answer)
       %{state | waiting: [], count: 0}
     else
       state

@@ -89,6 +89,11 @@ defmodule Snakepit.Isolation.Warden do
   def handle_info({:select, _, _, _}, state), do: {:noreply, state}
   def handle_info({:EXIT, _, _}, state), do: {:noreply, state}
 
+  # If this process is killed, the native part closes the socket.
+  @impl true
+  def terminate(_reason, %{native: nil}), do: :ok
+  def terminate(_reason, %{native: native}), do: Native.warden_close(native)
+
   # ── The warden's process ──────────────────────────────────────────────────────────────────────────────────────
 
   defp ensure(%{native: nil} = state) do

@@ -25,6 +25,7 @@ defmodule Snakepit.Isolation.Worker do
   @doubts [0, 1, 2, 4, 8]
   # Before the n-th restart in a row: nothing, 1, 2, 4, ... ms.
   @longest_delay 100
+  @longest_text 2_000
 
   @type row :: %{
           position: pos_integer(),
@@ -133,7 +134,9 @@ defmodule Snakepit.Isolation.Worker do
   def handle_info({:DOWN, monitor, :process, _, _}, %{monitor: monitor} = state) when monitor != nil,
     do: {:noreply, warden(:lost, state)}
 
-  def handle_info({Doorbell, pid, {_reason, details}}, %{doorbell: pid} = state), do: {:noreply, lied(state, details)}
+  # It has ended with that.
+  def handle_info({Doorbell, pid, {_reason, details}}, %{doorbell: pid} = state),
+    do: {:noreply, lied(%{state | doorbell: nil}, details)}
 
   def handle_info({:load_timeout, token}, %{token: token} = state) when token != nil,
     do: {:noreply, kill(state, :load_timeout)}
@@ -157,28 +160,27 @@ defmodule Snakepit.Isolation.Worker do
   @impl true
   def terminate(_reason, %{native: nil}), do: :ok
 
-  def terminate(reason, %{native: native, token: token} = state) do
+  def terminate(reason, %{native: native} = state) do
     Native.pool_take(state.shared.native, state.position - 1)
     state = update(state, %{state: :ending})
     orderly? = reason in [:normal, :shutdown] or match?({:shutdown, _}, reason)
     if orderly? and state.cause == nil, do: Native.worker_stop(native)
-    status = await_exit(token, if(orderly?, do: @farewell, else: 0)) || slay(token)
+    status = await_exit(state, if(orderly?, do: @farewell, else: 0)) || slay(state)
     because = if orderly?, do: {:not_loaded, %{because: :unloaded}}, else: {:crashed, exit_details(state, status)}
     buried(state, because)
   end
 
-  defp slay(token) do
-    Warden.kill(token, @sigkill)
-    await_exit(token, @burial)
+  defp slay(state) do
+    Warden.kill(state.token, @sigkill)
+    await_exit(state, @burial)
   end
 
-  defp await_exit(nil, _), do: nil
-
-  defp await_exit(token, patience) do
+  defp await_exit(%{token: token, monitor: monitor}, patience) do
     receive do
       {Warden, ^token, {:exited, _os_pid, status}} -> status
       {Warden, ^token, :lost} -> nil
       {Warden, ^token, {:not_started, _}} -> nil
+      {:DOWN, ^monitor, :process, _, _} = down -> send(self(), down) && nil
     after
       patience -> nil
     end
@@ -261,7 +263,7 @@ defmodule Snakepit.Isolation.Worker do
   defp heard({:loaded, loaded}, %{row: %{state: :loading}} = state), do: loaded(state, loaded)
 
   defp heard({:failed, details}, %{row: %{state: :loading}} = state) do
-    details = Map.merge(details, %{because: :failed, path: state.shared.options.path})
+    details = Map.merge(details, %{because: :failed, path: state.shared.options.path, message: text(details.message)})
     kill(%{state | failure: Error.new(:not_loaded, state.shared.id, nil, details)}, :failed)
   end
 
@@ -290,7 +292,7 @@ defmodule Snakepit.Isolation.Worker do
 
         state =
           %{state | timer: nil, doorbell: Doorbell.start_link(state.native)}
-          |> update(%{state: :ready, loaded: described(shared, loaded), error: nil})
+          |> update(%{state: :ready, loaded: described(shared, loaded, state.row.loaded), error: nil})
 
         Telemetry.event(about(state), :worker_ready, %{duration: duration}, %{
           worker: state.position,
@@ -311,20 +313,27 @@ defmodule Snakepit.Isolation.Worker do
   end
 
   # Names of functions are the library's; those that the native pool has taken are atoms by now.
-  defp described(%{native: native}, loaded) do
+  defp described(%{native: native}, loaded, before) do
     functions = for {name, arity, _flags} <- Native.pool_info(native).functions, do: {name, arity}
 
     %{
-      module: module(loaded.module),
+      module: if(before, do: before.module, else: module(loaded.module)),
       functions: Enum.sort(functions),
       nif_version: loaded.nif_version,
-      missing: Enum.sort(loaded.missing)
+      missing: loaded.missing |> Enum.map(&text/1) |> Enum.sort()
     }
   end
 
-  # One atom for each library; a name that cannot be one stays text.
-  defp module(name) when byte_size(name) in 1..255, do: String.to_atom(name)
-  defp module(name), do: name
+  # One atom for each library, however often it is started; a name that cannot be one stays text.
+  defp module(name) do
+    if byte_size(name) in 1..255 and String.printable?(name), do: String.to_atom(name), else: text(name)
+  end
+
+  # What the other process says goes into messages and logs.
+  defp text(bytes) do
+    bytes = binary_part(bytes, 0, min(byte_size(bytes), @longest_text))
+    if String.printable?(bytes), do: bytes, else: inspect(bytes, binaries: :as_strings, printable_limit: :infinity)
+  end
 
   # ── Its end ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -349,12 +358,14 @@ defmodule Snakepit.Isolation.Worker do
     update(%{state | cause: cause}, %{state: :ending})
   end
 
+  defp lied(%{cause: cause} = state, _details) when cause != nil, do: state
+
   defp lied(state, details) do
     Logger.error("#{state.label}: process #{state.row.os_pid} broke the protocol (#{words(details)}) and is replaced")
     kill(state, :protocol)
   end
 
-  defp words(%{message: message}) when is_binary(message), do: message
+  defp words(%{message: message}) when is_binary(message), do: text(message)
   defp words(details), do: inspect(details, limit: 10)
 
   defp exited(state, status) do
