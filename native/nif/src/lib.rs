@@ -7,6 +7,7 @@
 mod accounting;
 mod atoms;
 mod descriptors;
+mod isolation;
 mod json;
 mod machine;
 mod peers;
@@ -15,4 +16,8 @@ mod segments;
 mod spec;
 mod watcher;
 
-rustler::init!("Elixir.Snakepit.Native");
+rustler::init!("Elixir.Snakepit.Native", load = load);
+
+fn load(env: rustler::Env<'_>, _load_info: rustler::Term<'_>) -> bool {
+    isolation::load(env)
+}

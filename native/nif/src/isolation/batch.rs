@@ -1,0 +1,385 @@
+//! `call_many`, `batch_next`, `batch_park`, `batch_cancel`: many calls of one function.
+//!
+//! Calls go out in order as long as there are slots, up to three quarters of those of the pool, and outcomes are collected in
+//! order. Terms live in the environment of the running function and move to the batch's own when it returns early.
+
+use super::flight::{self, Elements, Flight, GivenUp, Look, ON_SCHEDULER, Submitted, submit};
+use super::handle::{Handle, Kind, Object, Ref};
+use super::pool::Pool;
+use super::saved::{OwnEnv, Waiter};
+use super::worker::Worker;
+use crate::atoms;
+use crate::reply::error_term;
+use parking_lot::Mutex;
+use rustler::sys::{ErlNifTerm, enif_get_list_cell, enif_make_copy, enif_make_list_from_array};
+use rustler::{Encoder, Env, Error as NifError, NifResult, Term};
+use snakepit_shm_core::ring::vm::Wake;
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::time::{Duration, Instant};
+
+/// At most this long in one function.
+const SLICE: Duration = Duration::from_micros(900);
+/// How long the first call in the row is waited for when there is nothing else to do.
+const SPIN: Duration = Duration::from_micros(20);
+
+#[derive(Debug)]
+pub struct Batch {
+    pool: Handle<Pool>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    env: OwnEnv,
+    name: ErlNifTerm,
+    /// Argument lists that have not gone out; of `env`.
+    rest: ErlNifTerm,
+    /// Of `env`.
+    outcomes: Vec<ErlNifTerm>,
+    /// In the order of the lists.
+    flights: VecDeque<Flight>,
+    /// Whoever waits for a slot, and not for the first call.
+    waits_for_slot: Option<ErlNifTerm>,
+}
+
+static KIND: Kind = Kind::new();
+
+impl Object for Batch {
+    const NAME: &'static CStr = c"snakepit_batch";
+
+    fn kind() -> &'static Kind {
+        &KIND
+    }
+}
+
+/// One stretch of work on a batch, in the environment of the running function.
+struct Stretch<'a, 'b> {
+    env: Env<'a>,
+    pool: &'b Pool,
+    name: ErlNifTerm,
+    rest: Term<'a>,
+    flights: VecDeque<Flight>,
+    outcomes: Vec<Term<'a>>,
+    window: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Done,
+    Waits,
+}
+
+impl<'a> Stretch<'a, '_> {
+    fn run(&mut self) -> Stop {
+        let begun = Instant::now();
+        let stop = loop {
+            let sent = self.send();
+            let collected = self.collect();
+            if self.flights.is_empty() && self.rest.is_empty_list() {
+                break Stop::Done;
+            }
+            if begun.elapsed() >= SLICE {
+                break Stop::Waits;
+            }
+            if sent + collected == 0 && !self.wait() {
+                break Stop::Waits;
+            }
+        };
+        flight::spent(self.env, (begun.elapsed().as_micros() as u32).saturating_mul(4));
+        stop
+    }
+
+    /// Sends what there is room for, then wakes the workers that sleep.
+    fn send(&mut self) -> usize {
+        let mut sent = 0;
+        let mut touched: Vec<Handle<Worker>> = Vec::new();
+        while self.flights.len() < self.window && sent < 64 {
+            let Ok((arguments, tail)) = self.rest.list_get_cell() else {
+                break;
+            };
+            match self.submit(arguments) {
+                Ok(Submitted::Yes(flight, _)) => {
+                    let worker = flight.worker();
+                    if !touched.iter().any(|known| known.incarnation() == worker.incarnation()) {
+                        touched.push(worker.clone());
+                    }
+                    self.flights.push_back(flight);
+                }
+                Ok(Submitted::Full) => break,
+                // Outcomes are in order: what cannot go out waits until everything before it is in.
+                _ if !self.flights.is_empty() => break,
+                Ok(Submitted::NoWorker) => self.outcomes.push(atoms::retry().encode(self.env)),
+                Ok(Submitted::Large) => {
+                    let failure = super::failure::Failure::TooLarge {
+                        message: "the arguments are larger than a batch takes".to_owned(),
+                    };
+                    self.outcomes.push(failure.term(self.env));
+                }
+                Ok(Submitted::Failed(failure)) => self.outcomes.push(failure.term(self.env)),
+                Err(()) => {
+                    let failure = super::failure::Failure::UnsupportedTerm {
+                        message: "not a list of arguments for a function of the library".to_owned(),
+                    };
+                    self.outcomes.push(failure.term(self.env));
+                }
+            }
+            sent += 1;
+            self.rest = tail;
+        }
+        for worker in touched {
+            if worker.ring().wake() == Wake::Asleep {
+                worker.wake_process();
+            }
+        }
+        sent
+    }
+
+    fn submit(&self, arguments: Term<'a>) -> Result<Submitted, ()> {
+        let arity = arguments.list_length().map_err(|_| ())?;
+        let (Ok(short), Ok(arity)) = (u16::try_from(arity), u32::try_from(arity)) else {
+            return Err(());
+        };
+        let Some(Some(function)) = self.pool.function(self.name, arity) else {
+            return Err(());
+        };
+        let submitted = submit(
+            self.env,
+            self.pool,
+            function,
+            short,
+            Elements::of(arguments),
+            ON_SCHEDULER,
+            true,
+        );
+        if matches!(submitted, Submitted::Yes(..)) {
+            self.pool.count_call();
+        }
+        Ok(submitted)
+    }
+
+    fn collect(&mut self) -> usize {
+        let mut collected = 0;
+        while let Some(flight) = self.flights.front() {
+            let look = flight.look();
+            if matches!(look, Look::Waiting) {
+                break;
+            }
+            let Some(flight) = self.flights.pop_front() else { break };
+            self.outcomes.push(outcome(self.env, flight, look));
+            collected += 1;
+        }
+        collected
+    }
+
+    /// Whether the first call was answered soon.
+    fn wait(&self) -> bool {
+        let first = self.flights.front();
+        first.is_some_and(|flight| !matches!(flight.spin(SPIN), Look::Waiting))
+    }
+}
+
+fn outcome(env: Env<'_>, flight: Flight, look: Look) -> Term<'_> {
+    match look {
+        Look::Answered(answer) => flight.outcome(env, env.as_c_arg(), &answer),
+        Look::Dead { started } => flight.dead(env, started),
+        Look::Fault(failure) => {
+            drop(flight);
+            failure.term(env)
+        }
+        Look::Waiting => timed_out(env, false),
+    }
+}
+
+fn timed_out(env: Env<'_>, started: bool) -> Term<'_> {
+    error_term(env, atoms::timeout(), &[(atoms::started(), started.encode(env))])
+}
+
+fn list<'a>(env: Env<'a>, terms: &[ErlNifTerm]) -> Term<'a> {
+    // SAFETY: the terms are of the environment, as many as the slice has.
+    unsafe {
+        let list = enif_make_list_from_array(env.as_c_arg(), terms.as_ptr(), terms.len() as u32);
+        Term::new(env, list)
+    }
+}
+
+impl State {
+    /// All outcomes as terms of `env`.
+    fn outcomes<'a>(&self, env: Env<'a>, newer: &[Term<'a>]) -> Term<'a> {
+        // SAFETY: the saved terms are alive with the batch.
+        let saved = self
+            .outcomes
+            .iter()
+            .map(|term| unsafe { enif_make_copy(env.as_c_arg(), *term) });
+        let all: Vec<ErlNifTerm> = saved.chain(newer.iter().map(|term| term.as_c_arg())).collect();
+        list(env, &all)
+    }
+
+    fn run<'a>(&mut self, env: Env<'a>, pool: &Pool, rest: Term<'a>) -> (Stop, Vec<Term<'a>>, Term<'a>) {
+        let mut stretch = Stretch {
+            env,
+            pool,
+            name: self.name,
+            rest,
+            flights: std::mem::take(&mut self.flights),
+            outcomes: Vec::new(),
+            window: pool.window(),
+        };
+        let stop = stretch.run();
+        let Stretch {
+            rest,
+            flights,
+            outcomes,
+            ..
+        } = stretch;
+        self.flights = flights;
+        (stop, outcomes, rest)
+    }
+
+    fn save(&mut self, newer: &[Term<'_>]) {
+        let env = &self.env;
+        self.outcomes.extend(newer.iter().map(|term| env.copy(term.as_c_arg())));
+    }
+
+    /// The list that is left, as a term for looking at.
+    ///
+    /// # Safety
+    /// The batch outlives `'a`, and nothing is made in its environment while the term is used.
+    unsafe fn rest<'a>(&self, lifetime: &'a ()) -> Term<'a> {
+        // SAFETY: the caller vouches for the environment.
+        unsafe { Term::new(Env::new(lifetime, self.env.as_c_arg()), self.rest) }
+    }
+}
+
+#[rustler::nif]
+fn call_many<'a>(env: Env<'a>, pool: Term<'a>, function: Term<'a>, lists: Term<'a>) -> NifResult<Term<'a>> {
+    let pool = Ref::<Pool>::of(pool)?;
+    let first = match lists.list_get_cell() {
+        Ok((first, _)) => first,
+        Err(_) if lists.is_empty_list() => {
+            return Ok((atoms::done(), lists).encode(env));
+        }
+        Err(error) => return Err(error),
+    };
+    // An improper list is found out here, not in the middle.
+    lists.list_length()?;
+    let arity = u32::try_from(first.list_length()?).map_err(|_| NifError::BadArg)?;
+    match pool.function(function.as_c_arg(), arity) {
+        Some(Some(_)) => {}
+        Some(None) => return Ok(atoms::undefined().encode(env)),
+        None => return Ok(atoms::no_worker().encode(env)),
+    }
+    if pool.choose().is_none() {
+        return Ok(atoms::no_worker().encode(env));
+    }
+    let own = OwnEnv::new();
+    let mut state = State {
+        name: function.as_c_arg(),
+        rest: function.as_c_arg(),
+        outcomes: Vec::new(),
+        flights: VecDeque::new(),
+        waits_for_slot: None,
+        env: own,
+    };
+    let (stop, newer, rest) = state.run(env, &pool, lists);
+    if stop == Stop::Done {
+        return Ok((atoms::done(), state.outcomes(env, &newer)).encode(env));
+    }
+    state.save(&newer);
+    state.rest = state.env.copy(rest.as_c_arg());
+    let batch = Handle::new(Batch {
+        pool: pool.keep(),
+        state: Mutex::new(state),
+    });
+    Ok((atoms::more(), batch.term(env)).encode(env))
+}
+
+#[rustler::nif]
+fn batch_next<'a>(env: Env<'a>, term: Term<'a>) -> NifResult<Term<'a>> {
+    let batch = Ref::<Batch>::of(term)?;
+    let mut state = batch.state.lock();
+    state.waits_for_slot = None;
+    let lifetime = ();
+    // The terms that are left stay in the batch's environment; they are only looked at.
+    // SAFETY: the batch is alive, and the environment is written only below, after the stretch.
+    let rest = unsafe { Term::new(env, state.rest(&lifetime).as_c_arg()) };
+    let (stop, newer, rest) = state.run(env, &batch.pool, rest);
+    state.rest = rest.as_c_arg();
+    if stop == Stop::Done {
+        return Ok((atoms::done(), state.outcomes(env, &newer)).encode(env));
+    }
+    state.save(&newer);
+    Ok((atoms::more(), term).encode(env))
+}
+
+#[rustler::nif]
+fn batch_park<'a>(env: Env<'a>, batch: Term<'a>, reference: Term<'a>) -> NifResult<Term<'a>> {
+    let batch = Ref::<Batch>::of(batch)?;
+    let waiter = Waiter::caller(env, reference, atoms::done()).ok_or(NifError::BadArg)?;
+    let mut state = batch.state.lock();
+    let parked = match state.flights.front() {
+        Some(first) => first.park(waiter),
+        // Every slot is taken by others.
+        None if state.rest_is_empty() => false,
+        None => {
+            let waits = batch.pool.queue().wait(&batch.pool, waiter, reference, atoms::done());
+            if waits {
+                let saved = state.env.copy(reference.as_c_arg());
+                state.waits_for_slot = Some(saved);
+            }
+            waits
+        }
+    };
+    Ok(if parked { atoms::parked() } else { atoms::ready() }.encode(env))
+}
+
+impl State {
+    fn rest_is_empty(&self) -> bool {
+        let (mut head, mut tail) = (self.rest, self.rest);
+        // SAFETY: the list is of the environment; both are only written.
+        unsafe { enif_get_list_cell(self.env.as_c_arg(), self.rest, &raw mut head, &raw mut tail) == 0 }
+    }
+
+    /// Counts what has not gone out.
+    fn rest_length(&self) -> usize {
+        Elements::raw(self.env.as_c_arg(), self.rest).count()
+    }
+}
+
+#[rustler::nif]
+fn batch_cancel<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
+    let batch = Ref::<Batch>::of(batch)?;
+    let mut state = batch.state.lock();
+    let mut sent = false;
+    if let Some(reference) = state.waits_for_slot.take() {
+        // SAFETY: the reference is alive with the batch; it is only compared.
+        let reference = unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), reference)) };
+        sent = !batch.pool.queue().leave(reference, atoms::done());
+    }
+    let mut newer = Vec::new();
+    let mut hung: Vec<Handle<Worker>> = Vec::new();
+    for (index, mut flight) in std::mem::take(&mut state.flights).into_iter().enumerate() {
+        let parked = index == 0 && flight.is_parked();
+        match flight.give_up() {
+            GivenUp::Yes { started } => {
+                let worker = flight.worker();
+                if started && !hung.iter().any(|known| known.incarnation() == worker.incarnation()) {
+                    hung.push(worker.clone());
+                }
+                newer.push(timed_out(env, started));
+            }
+            GivenUp::TooLate => {
+                sent |= parked;
+                let look = flight.look();
+                newer.push(outcome(env, flight, look));
+            }
+        }
+    }
+    for _ in 0..state.rest_length() {
+        newer.push(timed_out(env, false));
+    }
+    let outcomes = state.outcomes(env, &newer);
+    let hung: Vec<Term<'_>> = hung.iter().map(|worker| worker.term(env)).collect();
+    state.outcomes.clear();
+    Ok((outcomes, hung, sent).encode(env))
+}

@@ -1,0 +1,397 @@
+//! A call that a worker has, from `submit` to its outcome.
+
+use super::failure::{Failure, Unreadable};
+use super::handle::Handle;
+use super::pool::Pool;
+use super::saved::Waiter;
+use super::scratch;
+use super::worker::Worker;
+use crate::atoms;
+use rustler::schedule::consume_timeslice;
+use rustler::sys::{ErlNifEnv, ErlNifTerm, enif_get_list_cell};
+use rustler::{Encoder, Env, Term};
+use snakepit_shm_core::ring::vm::{Answer, Call, Cancel, Claim, Park, Payload, Poll, Request, Wake};
+use snakepit_shm_core::ring::{self, status};
+use snakepit_wire::{EncodeError, Name};
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+/// What is encoded or decoded on a scheduler; more goes to a dirty one.
+pub const ON_SCHEDULER: usize = 64 << 10;
+/// The longest text that an answer without a value carries.
+const TEXT: usize = 4 << 10;
+
+/// A published call. Dropped without an outcome, it is abandoned: its caller is gone.
+#[derive(Debug)]
+pub struct Flight {
+    worker: Handle<Worker>,
+    call: Option<Call>,
+    kept: Vec<Name>,
+    parked: Cell<bool>,
+}
+
+/// What `submit` came to.
+#[derive(Debug)]
+pub enum Submitted {
+    Yes(Flight, Wake),
+    NoWorker,
+    Full,
+    /// More than may be encoded here.
+    Large,
+    Failed(Failure),
+}
+
+/// One look at a call.
+#[derive(Debug)]
+pub enum Look {
+    Waiting,
+    Answered(Answer),
+    Dead { started: bool },
+    Fault(Failure),
+}
+
+/// How a flight was given up.
+#[derive(Debug)]
+pub enum GivenUp {
+    Yes { started: bool },
+    TooLate,
+}
+
+/// The elements of a proper list.
+#[derive(Debug, Clone, Copy)]
+pub struct Elements {
+    env: *mut ErlNifEnv,
+    rest: ErlNifTerm,
+}
+
+impl Elements {
+    /// `list` is of the environment, which outlives this.
+    pub fn raw(env: *mut ErlNifEnv, list: ErlNifTerm) -> Self {
+        Elements { env, rest: list }
+    }
+
+    pub fn of(list: Term<'_>) -> Self {
+        Elements {
+            env: list.get_env().as_c_arg(),
+            rest: list.as_c_arg(),
+        }
+    }
+}
+
+impl Iterator for Elements {
+    type Item = ErlNifTerm;
+
+    #[inline]
+    fn next(&mut self) -> Option<ErlNifTerm> {
+        let mut head = MaybeUninit::uninit();
+        // SAFETY: the list belongs to the environment, which the caller keeps; filled in when the answer is not 0.
+        unsafe {
+            (enif_get_list_cell(self.env, self.rest, head.as_mut_ptr(), &raw mut self.rest) != 0)
+                .then(|| head.assume_init())
+        }
+    }
+}
+
+/// Gives a call to a worker of the pool. `limit`: bytes of arguments.
+#[inline]
+pub fn submit(
+    env: Env<'_>,
+    pool: &Pool,
+    function: u32,
+    arity: u16,
+    arguments: Elements,
+    limit: usize,
+    quietly: bool,
+) -> Submitted {
+    let Some(worker) = pool.choose() else {
+        return Submitted::NoWorker;
+    };
+    let (worker, claim) = match worker.ring().claim() {
+        Some(claim) => (worker, claim),
+        None => match another(pool, &worker) {
+            Some(found) => found,
+            None => return Submitted::Full,
+        },
+    };
+    match send(env, worker, claim, function, arity, arguments, limit, quietly) {
+        Err(EncodeError::Refused(Unreadable::Elsewhere(incarnation))) => {
+            let Some(worker) = pool.incarnation(incarnation) else {
+                return Submitted::Failed(EncodeError::Refused(Unreadable::Elsewhere(incarnation)).into());
+            };
+            let Some(claim) = worker.ring().claim() else {
+                return Submitted::Full;
+            };
+            send(env, worker, claim, function, arity, arguments, limit, quietly)
+                .unwrap_or_else(|error| Submitted::Failed(error.into()))
+        }
+        Ok(submitted) => submitted,
+        Err(EncodeError::Full) => Submitted::Large,
+        Err(error) => Submitted::Failed(error.into()),
+    }
+}
+
+#[cold]
+fn another(pool: &Pool, than: &Handle<Worker>) -> Option<(Handle<Worker>, Claim)> {
+    pool.others(than)
+        .into_iter()
+        .find_map(|worker| worker.ring().claim().map(|claim| (worker, claim)))
+}
+
+#[inline]
+fn send(
+    env: Env<'_>,
+    worker: Handle<Worker>,
+    claim: Claim,
+    function: u32,
+    arity: u16,
+    arguments: Elements,
+    limit: usize,
+    quietly: bool,
+) -> Result<Submitted, EncodeError<Unreadable>> {
+    let ring = worker.ring();
+    let request = Request {
+        function,
+        arity,
+        caller: worker.caller(env),
+    };
+    let mut kept = Vec::new();
+    let mut claim = Some(claim);
+    let limit = limit.min(worker.limits().bytes as usize);
+    let sent = scratch::encode(env, &worker, arguments, &mut kept, limit, |bytes| {
+        let claim = claim.take()?;
+        let payload = Payload::Bytes(bytes);
+        Some(if quietly {
+            ring.publish_quietly(claim, request, payload)
+                .map(|call| (call, Wake::Awake))
+        } else {
+            ring.publish(claim, request, payload)
+        })
+    });
+    if let Some(claim) = claim {
+        ring.unclaim(claim);
+    }
+    let outcome = match sent {
+        Ok(Some(Ok((call, wake)))) => {
+            spent(env, 2);
+            let flight = Flight {
+                worker,
+                call: Some(call),
+                kept,
+                parked: Cell::new(false),
+            };
+            return Ok(Submitted::Yes(flight, wake));
+        }
+        Ok(Some(Err((claim, error)))) => {
+            ring.unclaim(claim);
+            Ok(refused(&worker, error))
+        }
+        Ok(None) => Ok(Submitted::Full),
+        Err(error) => Err(error),
+    };
+    worker.forget(&kept);
+    outcome
+}
+
+/// The arguments found no place: for now, or never.
+#[cold]
+fn refused(worker: &Worker, error: ring::Error) -> Submitted {
+    let plan = worker.ring().plan();
+    match error {
+        ring::Error::TooLarge { bytes, .. } if bytes <= u64::from(plan.spill_bytes.max(plan.slot_bytes)) => {
+            Submitted::Full
+        }
+        other => Submitted::Failed(other.into()),
+    }
+}
+
+impl Flight {
+    pub fn worker(&self) -> &Handle<Worker> {
+        &self.worker
+    }
+
+    #[inline]
+    fn seen(&self, poll: ring::Result<Poll>) -> Look {
+        match poll {
+            Ok(Poll::Waiting) => Look::Waiting,
+            Ok(Poll::Answered(answer)) => Look::Answered(answer),
+            Ok(Poll::Dead { started }) => Look::Dead { started },
+            Err(fault) => {
+                self.worker.fault();
+                Look::Fault(Failure::from(fault).by(&self.worker))
+            }
+        }
+    }
+
+    #[inline]
+    pub fn look(&self) -> Look {
+        match &self.call {
+            Some(call) => self.seen(self.worker.ring().poll(call)),
+            None => Look::Dead { started: false },
+        }
+    }
+
+    #[inline]
+    pub fn spin(&self, at_most: Duration) -> Look {
+        match &self.call {
+            Some(call) => self.seen(self.worker.ring().spin(call, at_most)),
+            None => Look::Dead { started: false },
+        }
+    }
+
+    /// Whether somebody was told to expect a message.
+    pub fn is_parked(&self) -> bool {
+        self.parked.get()
+    }
+
+    /// True: the waiter will be sent its message. False: it is ready, and no message will come.
+    pub fn park(&self, waiter: Waiter) -> bool {
+        let Some(call) = &self.call else { return false };
+        // On record first: from `park` on the answer may come at any moment.
+        self.worker.waits(call.slot(), call.number(), waiter);
+        match self.worker.ring().park(call) {
+            Park::Parked => {
+                self.parked.set(true);
+                true
+            }
+            Park::Answered => {
+                drop(self.worker.waits_no_more(call.slot(), call.number()));
+                false
+            }
+        }
+    }
+
+    /// Gives it up, unless its answer (and the message to a parked caller) was faster.
+    pub fn give_up(&mut self) -> GivenUp {
+        let Some(call) = self.call.take() else {
+            return GivenUp::Yes { started: false };
+        };
+        let (slot, number) = (call.slot(), call.number());
+        match self.worker.ring().cancel(call) {
+            Cancel::Cancelled { started } => {
+                drop(self.worker.waits_no_more(slot, number));
+                self.worker.forget(&self.kept);
+                GivenUp::Yes { started }
+            }
+            Cancel::Committed(call) => {
+                self.call = Some(call);
+                GivenUp::TooLate
+            }
+        }
+    }
+
+    /// The outcome of an answered call, as a term of `env`. `caller`: the environment of the process that runs this.
+    #[inline]
+    pub fn outcome<'a>(mut self, env: Env<'a>, caller: *mut ErlNifEnv, answer: &Answer) -> Term<'a> {
+        let Some(call) = self.call.take() else {
+            return atoms::retry().encode(env);
+        };
+        let source = self.worker.ring().source(&call, answer);
+        let outcome = match answer.status {
+            status::VALUE | status::RAISED => {
+                // SAFETY: just made in this environment.
+                let decoded = scratch::decode(env.as_c_arg(), &self.worker, &source)
+                    .map(|term| unsafe { Term::new(env, term) });
+                match decoded {
+                    Ok(term) if answer.status == status::VALUE => (atoms::ok(), term).encode(env),
+                    Ok(term) => (atoms::raised(), term).encode(env),
+                    Err(error) => self.failed(error.into()).term(env),
+                }
+            }
+            other => {
+                let mut text = Vec::new();
+                if source.len() <= TEXT {
+                    source.read(&mut text);
+                }
+                self.failed(without_value(other, &String::from_utf8_lossy(&text)))
+                    .term(env)
+            }
+        };
+        self.worker.ring().release(call);
+        self.worker.forget(&self.kept);
+        self.worker.slot_freed(caller);
+        outcome
+    }
+
+    #[cold]
+    fn failed(&self, failure: Failure) -> Failure {
+        if matches!(failure, Failure::Protocol { .. }) {
+            self.worker.fault();
+        }
+        failure.by(&self.worker)
+    }
+
+    /// The outcome of a call whose worker has died.
+    #[cold]
+    pub fn dead<'a>(mut self, env: Env<'a>, started: bool) -> Term<'a> {
+        if let Some(call) = self.call.take() {
+            self.worker.ring().release(call);
+            self.worker.forget(&self.kept);
+        }
+        if started {
+            self.worker.end(env)
+        } else {
+            atoms::retry().encode(env)
+        }
+    }
+
+    /// What is to be done for a worker that does not look at its queue.
+    #[inline]
+    pub fn wake(&self, wake: Wake) -> bool {
+        match wake {
+            Wake::Awake => false,
+            Wake::Asleep => {
+                self.worker.wake_process();
+                true
+            }
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            drop(self.worker.waits_no_more(call.slot(), call.number()));
+            self.worker.forget(&self.kept);
+            self.worker.ring().abandon(call);
+        }
+    }
+}
+
+#[cold]
+fn without_value(status: u16, text: &str) -> Failure {
+    let text = text.to_owned();
+    match status {
+        status::NOT_IMPLEMENTED => Failure::NotImplemented { symbol: text },
+        status::BAD_ARGUMENTS => Failure::UnsupportedTerm {
+            message: format!("the worker cannot read the arguments: {text}"),
+        },
+        status::NOT_ENCODABLE => Failure::UnsupportedTerm {
+            message: format!("the worker cannot send the result: {text}"),
+        },
+        status::TOO_LARGE => Failure::TooLarge {
+            message: format!("result: {text}"),
+        },
+        other => Failure::protocol(format!("an answer has the status {other}")),
+    }
+}
+
+thread_local! {
+    static SPENT: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Reports time spent on a scheduler, in quarters of a microsecond. A slice is a millisecond; the VM takes hundredths, so
+/// what is less adds up. Counted, not measured: a look at the clock costs a tenth of a call.
+#[inline]
+pub fn spent(env: Env<'_>, quarters: u32) {
+    const HUNDREDTH: u32 = 40;
+    SPENT.with(|spent| {
+        let sum = spent.get().saturating_add(quarters);
+        if sum >= HUNDREDTH {
+            consume_timeslice(env, (sum / HUNDREDTH).min(100) as i32);
+            spent.set(sum % HUNDREDTH);
+        } else {
+            spent.set(sum);
+        }
+    });
+}

@@ -1,0 +1,34 @@
+//! Isolated libraries: `warden_*`, `worker_*`, `pool_*`, calls. `native/nif/README.md` has the life of a call.
+
+mod atom_quota;
+mod batch;
+mod call;
+mod channel;
+mod codec;
+mod failure;
+mod flight;
+mod handle;
+mod names;
+mod packets;
+mod pool;
+mod remote;
+mod saved;
+mod scratch;
+mod spawn;
+mod terms;
+mod waiting;
+mod warden;
+mod worker;
+
+use rustler::Env;
+
+/// Registers the resource types. Only while the library is being loaded.
+pub fn load(env: Env<'_>) -> bool {
+    handle::register::<atom_quota::AtomsAccount>(env)
+        && handle::register::<batch::Batch>(env)
+        && handle::register::<call::Ticket>(env)
+        && handle::register::<pool::Pool>(env)
+        && handle::register::<remote::Remote>(env)
+        && handle::register::<warden::Warden>(env)
+        && handle::register::<worker::Worker>(env)
+}

@@ -1,0 +1,293 @@
+//! What a thread keeps from call to call, so that small calls allocate nothing: the codec's stacks, buffers, and the
+//! names of the last callers.
+
+use super::failure::{Failure, Result, Unmakeable, Unreadable};
+use super::saved::{pid_word, self_pid};
+use super::terms::{Buffers, Destination, Pairs, VmBuilder, VmReader};
+use super::worker::Worker;
+use rustler::Env;
+use rustler::sys::{ErlNifEnv, ErlNifTerm};
+use snakepit_shm_core::ring::Caller;
+use snakepit_shm_core::ring::vm::Source as Answer;
+use snakepit_wire::{DecodeError, Decoder, EncodeError, Encoder, Limits, Name, SliceSource, Source, VecSink};
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+
+/// Bytes kept from one call to the next; more are given back.
+const KEEP: usize = 64 << 10;
+/// Callers remembered by a thread.
+const CALLERS: usize = 64;
+/// Private bytes of a large answer at a time.
+const CHUNK: usize = 4 << 10;
+/// Answers up to here are copied out whole before they are decoded.
+const WHOLE: usize = 16 << 10;
+
+struct Scratch {
+    encoder: Encoder<ErlNifTerm, *const ErlNifTerm, Pairs>,
+    decoder: Decoder<ErlNifTerm>,
+    buffers: Buffers,
+    bytes: Vec<u8>,
+}
+
+impl Scratch {
+    const fn new() -> Self {
+        Scratch {
+            encoder: Encoder::new(),
+            decoder: Decoder::new(),
+            buffers: Buffers::new(),
+            bytes: Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct KnownCaller {
+    incarnation: u64,
+    replaced: u64,
+    word: Option<ErlNifTerm>,
+    caller: Caller,
+}
+
+const NOBODY: KnownCaller = KnownCaller {
+    incarnation: 0,
+    replaced: 0,
+    word: None,
+    caller: Caller {
+        index: 0,
+        generation: 0,
+    },
+};
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
+    static KNOWN: RefCell<[KnownCaller; CALLERS]> = const { RefCell::new([NOBODY; CALLERS]) };
+}
+
+/// A destructor in the middle of a call could come here again: it gets a scratch of its own.
+fn with<R>(usage: impl FnOnce(&mut Scratch) -> R) -> R {
+    SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+        Ok(mut scratch) => {
+            let answer = usage(&mut scratch);
+            if scratch.bytes.capacity() > KEEP {
+                scratch.bytes = Vec::new();
+            }
+            answer
+        }
+        Err(_) => usage(&mut Scratch::new()),
+    })
+}
+
+/// The calling process as an entry of the worker's table of names; the zero entry, which nobody has, when the table is full.
+#[inline]
+pub fn caller(env: Env<'_>, worker: &Worker) -> Caller {
+    let Some(word) = self_pid(env).map(pid_word) else {
+        return Caller::default();
+    };
+    let incarnation = worker.incarnation();
+    let replaced = worker.replaced();
+    KNOWN.with(|known| {
+        let Ok(mut known) = known.try_borrow_mut() else {
+            return Caller::default();
+        };
+        let place = &mut known[place(word, incarnation)];
+        if place.word == Some(word) && place.incarnation == incarnation && place.replaced == replaced {
+            return place.caller;
+        }
+        let Some((caller, replaced)) = worker.remember(env.as_c_arg(), word) else {
+            return Caller::default();
+        };
+        *place = KnownCaller {
+            incarnation,
+            replaced,
+            word: Some(word),
+            caller,
+        };
+        caller
+    })
+}
+
+#[inline]
+fn place(word: ErlNifTerm, incarnation: u64) -> usize {
+    let mixed = (word_bits(word) as u64 ^ incarnation.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed >> 58) as usize % CALLERS
+}
+
+/// The bits of a term. For hashing and comparing immediate terms only.
+#[inline]
+pub fn word_bits(term: ErlNifTerm) -> usize {
+    // SAFETY: `ErlNifTerm` is a transparent word.
+    unsafe { std::mem::transmute::<ErlNifTerm, usize>(term) }
+}
+
+/// Encodes the terms one after the other, at most `limit` bytes, and lets `usage` have them.
+#[inline]
+pub fn encode<R>(
+    env: Env<'_>,
+    worker: &Worker,
+    terms: impl IntoIterator<Item = ErlNifTerm>,
+    kept: &mut Vec<Name>,
+    limit: usize,
+    usage: impl FnOnce(&[u8]) -> R,
+) -> std::result::Result<R, EncodeError<Unreadable>> {
+    with(|scratch| {
+        scratch.bytes.clear();
+        let to = Destination {
+            incarnation: worker.incarnation(),
+            names: worker.names(),
+            kept,
+        };
+        // SAFETY: the environment is the caller's, for the whole of this call.
+        let mut reader = unsafe { VmReader::new(env.as_c_arg(), to, &mut scratch.buffers) };
+        let mut sink = VecSink::new(&mut scratch.bytes, limit);
+        scratch
+            .encoder
+            .encode_all(&mut reader, terms, worker.limits(), &mut sink)?;
+        Ok(usage(&scratch.bytes))
+    })
+}
+
+/// One term as bytes.
+pub fn encode_one(
+    env: Env<'_>,
+    worker: &Worker,
+    term: rustler::Term<'_>,
+    kept: &mut Vec<Name>,
+    limit: usize,
+) -> Result<Vec<u8>> {
+    encode(env, worker, [term.as_c_arg()], kept, limit, <[u8]>::to_vec).map_err(Failure::from)
+}
+
+/// Encodes for nobody.
+pub fn encode_plain(
+    env: Env<'_>,
+    to: Destination<'_>,
+    term: rustler::Term<'_>,
+    limits: &Limits,
+) -> std::result::Result<Vec<u8>, EncodeError<Unreadable>> {
+    with(|scratch| {
+        let mut bytes = Vec::new();
+        // SAFETY: the environment is the caller's, for the whole of this call.
+        let mut reader = unsafe { VmReader::new(env.as_c_arg(), to, &mut scratch.buffers) };
+        let mut sink = VecSink::new(&mut bytes, limits.bytes as usize);
+        scratch
+            .encoder
+            .encode(&mut reader, term.as_c_arg(), limits, &mut sink)?;
+        Ok(bytes)
+    })
+}
+
+/// Decodes one term out of private bytes.
+pub fn decode_plain(
+    env: *mut ErlNifEnv,
+    from: Option<&Worker>,
+    limits: &Limits,
+    bytes: &[u8],
+) -> std::result::Result<ErlNifTerm, DecodeError<Unmakeable>> {
+    with(|scratch| {
+        // SAFETY: the environment is the caller's, for the whole of this call.
+        let mut builder = unsafe { VmBuilder::new(env, from) };
+        scratch
+            .decoder
+            .decode(&mut SliceSource::new(bytes), limits, &mut builder)
+    })
+}
+
+/// Decodes the one term of an answer.
+#[inline]
+pub fn decode(
+    env: *mut ErlNifEnv,
+    worker: &Worker,
+    answer: &Answer<'_>,
+) -> std::result::Result<ErlNifTerm, DecodeError<Unmakeable>> {
+    with(|scratch| {
+        // SAFETY: the environment is the caller's, for the whole of this call.
+        let mut builder = unsafe { VmBuilder::new(env, Some(worker)) };
+        let limits = worker.limits();
+        if let Some(bytes) = answer.private() {
+            return scratch
+                .decoder
+                .decode(&mut SliceSource::new(bytes), limits, &mut builder);
+        }
+        if answer.len() <= WHOLE {
+            answer.read(&mut scratch.bytes);
+            return scratch
+                .decoder
+                .decode(&mut SliceSource::new(&scratch.bytes), limits, &mut builder);
+        }
+        scratch
+            .decoder
+            .decode(&mut AnswerSource::new(answer), limits, &mut builder)
+    })
+}
+
+/// A large answer: small pieces through a private chunk, bulk straight to where it goes. No byte is read twice.
+struct AnswerSource<'a> {
+    answer: &'a Answer<'a>,
+    /// What has been copied out of the ring.
+    taken: usize,
+    chunk: [u8; CHUNK],
+    next: usize,
+    end: usize,
+}
+
+impl<'a> AnswerSource<'a> {
+    fn new(answer: &'a Answer<'a>) -> Self {
+        AnswerSource {
+            answer,
+            taken: 0,
+            chunk: [0; CHUNK],
+            next: 0,
+            end: 0,
+        }
+    }
+
+    /// Fills the chunk behind what is left in it.
+    fn refill(&mut self) {
+        self.chunk.copy_within(self.next..self.end, 0);
+        self.end -= self.next;
+        self.next = 0;
+        let length = (self.answer.len() - self.taken).min(CHUNK - self.end);
+        // SAFETY: so many bytes of the chunk are behind its end.
+        if unsafe {
+            self.answer
+                .take(self.taken, self.chunk.as_mut_ptr().add(self.end), length)
+        } {
+            self.taken += length;
+            self.end += length;
+        }
+    }
+}
+
+// SAFETY: `copy_to` writes the whole target, out of the chunk and out of the ring, or answers false.
+unsafe impl Source for AnswerSource<'_> {
+    #[inline]
+    fn remaining(&self) -> usize {
+        self.end - self.next + self.answer.len() - self.taken
+    }
+
+    #[inline]
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        if self.end - self.next < N {
+            self.refill();
+        }
+        let bytes = self.chunk[self.next..self.end].first_chunk::<N>()?;
+        self.next += N;
+        Some(*bytes)
+    }
+
+    fn copy_to(&mut self, target: &mut [MaybeUninit<u8>]) -> bool {
+        if target.len() > self.remaining() {
+            return false;
+        }
+        let private = target.len().min(self.end - self.next);
+        let (first, rest) = target.split_at_mut(private);
+        first.write_copy_of_slice(&self.chunk[self.next..self.next + private]);
+        self.next += private;
+        // SAFETY: the rest of the target is private memory of that length.
+        let copied = rest.is_empty() || unsafe { self.answer.take(self.taken, rest.as_mut_ptr().cast(), rest.len()) };
+        if copied {
+            self.taken += rest.len();
+        }
+        copied
+    }
+}

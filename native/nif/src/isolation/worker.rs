@@ -1,0 +1,592 @@
+//! `worker_*`: one worker process as the VM holds it. `README.md` has the life of a call.
+
+use super::atom_quota::AtomsAccount;
+use super::channel::Channel;
+use super::failure::{Failure, Result, done, unsent};
+use super::handle::{Handle, Kind, Object, Ref};
+use super::names::Names;
+use super::packets::{self, Received, Sent};
+use super::remote::Releases;
+use super::saved::{Saved, Waiter};
+use super::scratch;
+use super::waiting::SlotQueue;
+use crate::atoms;
+use crate::reply::{self, map};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use parking_lot::Mutex;
+use rustler::sys::{ErlNifEnv, ErlNifEvent};
+use rustler::types::atom::Atom;
+use rustler::{Binary, Decoder, Encoder, Env, Error as NifError, NifResult, Term};
+use snakepit_shm_core::error::Error;
+use snakepit_shm_core::mapping::Permit;
+use snakepit_shm_core::ring::bell::{self, Listener, Ringer, Wait};
+use snakepit_shm_core::ring::vm::{VmRing, Woken};
+use snakepit_shm_core::ring::{Caller, ExecutorStatus, Plan, WorkerStatus};
+use snakepit_wire::control::{self, FromWorker, Function, Load, Loaded, RELEASES, Stage, ToWorker};
+use snakepit_wire::{Limits, Name, NameKind};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Mappings that this VM may have, regions included. The kernel allows 65,530 unless told otherwise.
+const MAPPINGS: u64 = 32_768;
+/// Output taken at once.
+const OUTPUT: usize = 64 << 10;
+
+static INCARNATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// What the worker's process gets: control, bell in, bell out, output. The ring's descriptor stays with the ring.
+#[derive(Debug)]
+struct Ends {
+    control: OwnedFd,
+    bell_in: Listener,
+    bell_out: Ringer,
+    output: OwnedFd,
+}
+
+/// The sleeping caller of a slot's call, with the call's number.
+type Parked = Mutex<Option<(u64, Waiter)>>;
+
+#[derive(Debug)]
+pub struct Worker {
+    incarnation: u64,
+    ring: VmRing,
+    limits: Limits,
+    executors: u16,
+    spin_us: u32,
+    ends: Mutex<Option<Ends>>,
+    control: Channel<OwnedFd>,
+    bell: Channel<Listener>,
+    /// The worker has closed its end: selecting would be told so at once and for ever.
+    bell_closed: AtomicBool,
+    output: Channel<OwnedFd>,
+    ringer: Mutex<Option<Ringer>>,
+    atoms: Handle<AtomsAccount>,
+    names: Mutex<Names>,
+    /// Copy of [`Names::replaced`], to be read without the lock.
+    replaced: AtomicU64,
+    releases: Arc<Releases>,
+    /// Whom to wake, by slot, with the number of the call.
+    parked: Box<[Parked]>,
+    functions: OnceLock<Vec<Function>>,
+    queue: OnceLock<Arc<SlotQueue>>,
+    faulty: AtomicBool,
+    /// What calls answer that it had begun when it died.
+    end: OnceLock<Saved>,
+}
+
+static KIND: Kind = Kind::new();
+
+impl Object for Worker {
+    const NAME: &'static CStr = c"snakepit_worker";
+
+    fn kind() -> &'static Kind {
+        &KIND
+    }
+
+    fn stop(&self, event: ErlNifEvent) {
+        self.control.stopped(event);
+        self.bell.stopped(event);
+        self.output.stopped(event);
+    }
+
+    /// Its process has no owner any more. The end of the control socket tells it to go; its calls end when somebody has
+    /// seen it dead and says `worker_close`.
+    fn down(handle: Handle<Self>, env: *mut ErlNifEnv) {
+        handle.control.close(env, handle.borrow());
+    }
+}
+
+impl Worker {
+    fn new(spec: &Spec) -> Result<Self> {
+        let plan = spec.plan()?;
+        let incarnation = INCARNATIONS.fetch_add(1, Ordering::Relaxed) + 1;
+        let ring = VmRing::create(
+            &format!("snakepit_ring_{incarnation}"),
+            plan,
+            Permit::take(MAPPINGS)?,
+            0,
+        )?;
+        let (control, their_control) = packets::pair()?;
+        let (ringer, bell_in) = bell::pair()?;
+        let (bell_out, listener) = bell::pair()?;
+        let (output, their_output) =
+            nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::os("pipe2", errno))?;
+        packets::do_not_block(&output)?;
+        Ok(Worker {
+            incarnation,
+            limits: Limits {
+                bytes: u64::from(plan.slot_bytes.max(plan.spill_bytes)),
+                words: spec.max_words,
+                depth: spec.max_depth,
+            },
+            executors: spec.executors,
+            spin_us: spec.spin_us,
+            ends: Mutex::new(Some(Ends {
+                control: their_control,
+                bell_in,
+                bell_out,
+                output: their_output,
+            })),
+            control: Channel::new(control),
+            bell: Channel::new(listener),
+            bell_closed: AtomicBool::new(false),
+            output: Channel::new(output),
+            ringer: Mutex::new(Some(ringer)),
+            atoms: spec.atoms.clone(),
+            names: Mutex::new(Names::new(spec.names)),
+            replaced: AtomicU64::new(0),
+            releases: Arc::new(Releases::new(incarnation)),
+            parked: (0..plan.slots).map(|_| Mutex::new(None)).collect(),
+            functions: OnceLock::new(),
+            queue: OnceLock::new(),
+            faulty: AtomicBool::new(false),
+            end: OnceLock::new(),
+            ring,
+        })
+    }
+
+    #[inline]
+    pub fn ring(&self) -> &VmRing {
+        &self.ring
+    }
+
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    #[inline]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub fn names(&self) -> &Mutex<Names> {
+        &self.names
+    }
+
+    pub fn atoms(&self) -> &AtomsAccount {
+        &self.atoms
+    }
+
+    pub fn releases(&self) -> &Arc<Releases> {
+        &self.releases
+    }
+
+    pub fn functions(&self) -> Option<&[Function]> {
+        self.functions.get().map(Vec::as_slice)
+    }
+
+    /// Tells the callers that wait for a slot of its pool when one is free. Once.
+    pub fn join(&self, queue: &Arc<SlotQueue>) {
+        let _ = self.queue.set(Arc::clone(queue));
+    }
+
+    /// Whether calls may be given to it.
+    #[inline]
+    pub fn serves(&self) -> bool {
+        // Relaxed: who is too late finds the ring closed.
+        !self.faulty.load(Ordering::Relaxed) && !self.ring.closed()
+    }
+
+    /// It has lied, and gets no more calls.
+    #[cold]
+    pub fn fault(&self) {
+        self.faulty.store(true, Ordering::Relaxed);
+    }
+
+    #[cold]
+    pub fn wake_process(&self) {
+        if let Some(ringer) = &*self.ringer.lock() {
+            // A worker that cannot be woken is dead, which its owner hears otherwise.
+            let _ = ringer.ring();
+        }
+    }
+
+    #[inline]
+    pub fn slot_freed(&self, env: *mut ErlNifEnv) {
+        if let Some(queue) = self.queue.get() {
+            queue.slot_freed(env);
+        }
+    }
+
+    /// The calling process in the table of names.
+    #[inline]
+    pub fn caller(&self, env: Env<'_>) -> Caller {
+        scratch::caller(env, self)
+    }
+
+    pub fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
+    /// Puts a local pid into the table, by its word and external format.
+    pub fn remember(&self, env: *mut ErlNifEnv, word: rustler::sys::ErlNifTerm) -> Option<(Caller, u64)> {
+        let mut names = self.names.lock();
+        let name = names.local(env, NameKind::Pid, word, || super::terms::key(env, word));
+        let replaced = names.replaced();
+        drop(names);
+        self.replaced.store(replaced, Ordering::Relaxed);
+        let (Name { index, generation, .. }, _) = name.ok()?;
+        Some((Caller { index, generation }, replaced))
+    }
+
+    pub fn forget(&self, kept: &[Name]) {
+        if !kept.is_empty() {
+            let mut names = self.names.lock();
+            kept.iter().for_each(|name| names.forget(*name));
+        }
+    }
+
+    /// Puts the caller of a call on record. Before the ring is told.
+    pub fn waits(&self, slot: u16, number: u64, waiter: Waiter) {
+        if let Some(place) = self.parked.get(usize::from(slot)) {
+            let old = place.lock().replace((number, waiter));
+            drop(old);
+        }
+    }
+
+    /// Takes the caller of this very call off the record.
+    pub fn waits_no_more(&self, slot: u16, number: u64) -> Option<Waiter> {
+        let mut place = self.parked.get(usize::from(slot))?.lock();
+        match &*place {
+            Some((found, _)) if *found == number => place.take().map(|(_, waiter)| waiter),
+            _ => None,
+        }
+    }
+
+    fn woken(&self, env: *mut ErlNifEnv, Woken { slot, number }: Woken) {
+        if let Some(waiter) = self.waits_no_more(slot, number) {
+            waiter.wake(env);
+        }
+    }
+
+    /// What a call answers that a dead worker had begun.
+    pub fn end<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self.end.get() {
+            Some(reason) => (atoms::error(), reason.load(env)).encode(env),
+            None => reply::error_term(env, atoms::crashed(), &[]),
+        }
+    }
+
+    fn send(&self, message: &ToWorker) -> Result<()> {
+        let packet = control::encode(message).map_err(unsent)?;
+        match packets::post(&self.control, &packet, &[]) {
+            Sent::Yes => Ok(()),
+            Sent::Busy => Err(Failure::Busy),
+            Sent::Closed => Err(Error::Closed.into()),
+        }
+    }
+
+    /// Lets `usage` pass on the worker's ends (control, ring, bell in, bell out, output), and closes them here.
+    pub fn hand_over<R>(&self, usage: impl FnOnce(&[RawFd; 5]) -> R) -> Result<R> {
+        let ends = self.ends.lock().take().ok_or(Error::Closed)?;
+        let ring = self.ring.fd().ok_or(Error::Closed)?.as_raw_fd();
+        let answer = usage(&[
+            ends.control.as_raw_fd(),
+            ring,
+            ends.bell_in.as_fd().as_raw_fd(),
+            ends.bell_out.as_fd().as_raw_fd(),
+            ends.output.as_raw_fd(),
+        ]);
+        self.ring.forget_fd();
+        Ok(answer)
+    }
+
+    fn close(worker: Ref<'_, Self>, env: Env<'_>, reason: Term<'_>) {
+        let _ = worker.end.set(Saved::new(reason.as_c_arg()));
+        let raw = env.as_c_arg();
+        worker.fault();
+        worker.ring.close(|woken| worker.woken(raw, woken));
+        worker.control.close(raw, worker);
+        worker.bell.close(raw, worker);
+        worker.output.close(raw, worker);
+        drop(worker.ends.lock().take());
+        drop(worker.ringer.lock().take());
+        worker.releases.close();
+        if let Some(queue) = worker.queue.get() {
+            queue.wake_all(raw);
+        }
+    }
+}
+
+struct Spec {
+    slots: u32,
+    slot_bytes: u32,
+    spill_bytes: u32,
+    executors: u16,
+    spin_us: u32,
+    atoms: Handle<AtomsAccount>,
+    names: usize,
+    max_words: u64,
+    max_depth: u32,
+}
+
+impl Spec {
+    fn read(spec: Term<'_>) -> NifResult<Self> {
+        use crate::atoms as a;
+        let env = spec.get_env();
+        let get = |key: Atom| spec.map_get(key.to_term(env));
+        fn number<'a, T: Decoder<'a>>(term: NifResult<Term<'a>>) -> NifResult<T> {
+            term?.decode().map_err(|_| NifError::BadArg)
+        }
+        Ok(Spec {
+            slots: number(get(a::slots()))?,
+            slot_bytes: number(get(a::slot_bytes()))?,
+            spill_bytes: number(get(a::spill_bytes()))?,
+            executors: number(get(a::executors()))?,
+            spin_us: number(get(a::spin_us()))?,
+            atoms: Ref::<AtomsAccount>::of(get(a::quota_atoms())?)?.keep(),
+            names: number::<u32>(get(a::names()))? as usize,
+            max_words: number(get(a::max_words()))?,
+            max_depth: number(get(a::max_depth()))?,
+        })
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        if !(1..=1 << 20).contains(&self.names) {
+            return Err(Error::invalid_spec("names", "must be from 1 to 1048576").into());
+        }
+        Ok(Plan {
+            slots: self.slots,
+            slot_bytes: self.slot_bytes,
+            spill_bytes: self.spill_bytes,
+            executors: u32::from(self.executors),
+            ..Plan::default()
+        })
+    }
+}
+
+#[rustler::nif]
+fn worker_new<'a>(env: Env<'a>, spec: Term<'a>) -> NifResult<Term<'a>> {
+    let spec = Spec::read(spec)?;
+    Ok(match Worker::new(&spec) {
+        Ok(worker) => {
+            let worker = Handle::new(worker);
+            worker.watch_self(env);
+            (atoms::ok(), worker.term(env)).encode(env)
+        }
+        Err(failure) => failure.term(env),
+    })
+}
+
+#[rustler::nif]
+fn worker_select<'a>(env: Env<'a>, term: Term<'a>, channel: Atom) -> NifResult<Term<'a>> {
+    let worker = Ref::<Worker>::of(term)?;
+    let message = (atoms::select(), term, channel, atoms::ready_input()).encode(env);
+    let selected = if channel == atoms::control() {
+        worker.control.select(env, worker, message)
+    } else if channel == atoms::output() {
+        worker.output.select(env, worker, message)
+    } else if channel != atoms::bell() {
+        return Err(NifError::BadArg);
+    } else if worker.bell_closed.load(Ordering::Relaxed) {
+        Ok(())
+    } else {
+        worker.bell.select(env, worker, message)
+    };
+    Ok(done(env, selected.map_err(Failure::from)))
+}
+
+#[rustler::nif]
+fn worker_receive<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
+    let worker = Ref::<Worker>::of(worker)?;
+    let packet = match packets::receive(&worker.control) {
+        Received::Packet(packet) => packet,
+        Received::Again => return Ok(atoms::again().encode(env)),
+        Received::Closed => return Ok(atoms::closed().encode(env)),
+    };
+    Ok(match control::decode::<FromWorker>(&packet) {
+        Ok(message) => {
+            let term = message_term(env, &message);
+            if let FromWorker::Loaded(loaded) = message {
+                // A second one changes nothing here, and is refused by the Worker.
+                let _ = worker.functions.set(loaded.functions);
+            }
+            (atoms::ok(), term).encode(env)
+        }
+        Err(error) => {
+            worker.fault();
+            Failure::protocol(error).term(env)
+        }
+    })
+}
+
+fn message_term<'a>(env: Env<'a>, message: &FromWorker) -> Term<'a> {
+    use crate::atoms as a;
+    match message {
+        FromWorker::Hello { pid, .. } => (a::hello(), pid).encode(env),
+        FromWorker::Loaded(loaded) => (a::loaded(), loaded_term(env, loaded)).encode(env),
+        FromWorker::Failed(failed) => {
+            let details = [
+                (a::stage(), stage(failed.stage).encode(env)),
+                (a::code(), failed.code.encode(env)),
+                (a::message(), failed.message.encode(env)),
+            ];
+            (a::failed(), map(env, &details)).encode(env)
+        }
+    }
+}
+
+fn loaded_term<'a>(env: Env<'a>, loaded: &Loaded) -> Term<'a> {
+    use crate::atoms as a;
+    let functions: Vec<_> = loaded
+        .functions
+        .iter()
+        .map(|function| (function.name.as_str(), function.arity, function.flags))
+        .collect();
+    let pairs = [
+        (a::module(), loaded.module.encode(env)),
+        (a::functions(), functions.encode(env)),
+        (a::nif_version(), (loaded.nif_major, loaded.nif_minor).encode(env)),
+        (a::missing(), loaded.missing.encode(env)),
+    ];
+    map(env, &pairs)
+}
+
+fn stage(stage: Stage) -> Atom {
+    use crate::atoms as a;
+    match stage {
+        Stage::NotFound => a::not_found(),
+        Stage::Open => a::open(),
+        Stage::NotALibrary => a::not_a_library(),
+        Stage::WrongArchitecture => a::wrong_architecture(),
+        Stage::UnresolvedSymbol => a::unresolved_symbol(),
+        Stage::NoInit => a::no_init(),
+        Stage::Init => a::init(),
+        Stage::NifVersion => a::nif_version(),
+        Stage::LoadInfo => a::load_info(),
+        Stage::LoadCallback => a::load_callback(),
+        Stage::Worker => a::worker(),
+    }
+}
+
+#[rustler::nif]
+fn worker_load<'a>(env: Env<'a>, worker: Term<'a>, path: Binary<'a>, load_info: Term<'a>) -> NifResult<Term<'a>> {
+    let worker = Ref::<Worker>::of(worker)?;
+    let mut kept = Vec::new();
+    let sent = scratch::encode_one(env, &worker, load_info, &mut kept, control::LOAD_INFO)
+        .map_err(|failure| match failure {
+            Failure::UnsupportedTerm { message } => Failure::Unsupported { message },
+            other => other,
+        })
+        .and_then(|load_info| {
+            worker.send(&ToWorker::Load(Load {
+                path: path.as_slice().to_vec(),
+                load_info,
+                executors: worker.executors,
+                spin_us: worker.spin_us,
+                limits: *worker.limits(),
+            }))
+        });
+    // The names of a load info stay: a library keeps what it is loaded with.
+    Ok(done(env, sent))
+}
+
+#[rustler::nif]
+fn worker_output<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
+    let worker = Ref::<Worker>::of(worker)?;
+    let mut bytes = vec![0; OUTPUT];
+    let got = worker.output.with(|fd| nix::unistd::read(fd, &mut bytes));
+    Ok(match got {
+        Some(Ok(length @ 1..)) => {
+            let bytes = reply::bytes(env, bytes.get(..length).unwrap_or_default());
+            (atoms::ok(), bytes).encode(env)
+        }
+        Some(Err(Errno::EAGAIN | Errno::EINTR)) => atoms::again().encode(env),
+        None | Some(Ok(0) | Err(_)) => atoms::closed().encode(env),
+    })
+}
+
+#[rustler::nif]
+fn worker_bell<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
+    let worker = Ref::<Worker>::of(worker)?;
+    Ok(match hear(env, &worker) {
+        Ok(woken) => (atoms::ok(), woken).encode(env),
+        Err(failure) => {
+            worker.fault();
+            failure.term(env)
+        }
+    })
+}
+
+fn hear(env: Env<'_>, worker: &Worker) -> Result<usize> {
+    let raw = env.as_c_arg();
+    let rings = match worker.bell.with(Listener::silence).ok_or(Error::Closed)?? {
+        Wait::Rung(rings) => rings,
+        Wait::Deadline => 0,
+        Wait::Closed => {
+            worker.bell_closed.store(true, Ordering::Relaxed);
+            0
+        }
+    };
+    let woken = worker.ring.drain(rings, |woken| worker.woken(raw, woken))?;
+    worker.slot_freed(raw);
+    Ok(woken)
+}
+
+#[rustler::nif]
+fn worker_close<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Atom> {
+    Worker::close(Ref::of(worker)?, env, reason);
+    Ok(atoms::ok())
+}
+
+#[rustler::nif]
+fn worker_stop<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
+    let worker = Ref::<Worker>::of(worker)?;
+    Ok(done(env, worker.send(&ToWorker::Stop)))
+}
+
+#[rustler::nif]
+fn worker_flush<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
+    let worker = Ref::<Worker>::of(worker)?;
+    let taken = worker.releases.take(RELEASES);
+    if !taken.is_empty() {
+        let message = ToWorker::Release { ids: taken };
+        if let Err(failure) = worker.send(&message) {
+            if let (ToWorker::Release { ids }, Failure::Busy) = (message, &failure) {
+                worker.releases.put_back(ids);
+            }
+            return Ok(failure.term(env));
+        }
+    }
+    Ok((atoms::ok(), worker.releases.pending()).encode(env))
+}
+
+#[rustler::nif]
+fn worker_status<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
+    use crate::atoms as a;
+    let worker = Ref::<Worker>::of(worker)?;
+    let ring = worker.ring();
+    let executors: Vec<ExecutorStatus> = (0..worker.executors).map(|index| ring.executor(index)).collect();
+    let calls: u64 = executors
+        .iter()
+        .fold(0, |sum: u64, executor| sum.wrapping_add(executor.calls));
+    let in_progress: Vec<Option<u64>> = executors.iter().map(|executor| executor.call).collect();
+    let status = ring.status().map(|status| status_term(env, &status));
+    let pairs = [
+        (a::in_flight(), ring.in_flight().encode(env)),
+        (a::slots(), worker.parked.len().encode(env)),
+        (a::calls(), calls.encode(env)),
+        (a::executors(), in_progress.encode(env)),
+        (a::closed(), ring.closed().encode(env)),
+        (a::releases(), worker.releases.pending().encode(env)),
+        (a::status(), status.encode(env)),
+    ];
+    Ok(map(env, &pairs))
+}
+
+fn status_term<'a>(env: Env<'a>, status: &WorkerStatus) -> Term<'a> {
+    use crate::atoms as a;
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64);
+    let age = (status.beats > 0).then(|| now.saturating_sub(status.beat_at) / 1_000_000);
+    let pairs = [
+        (a::beats(), status.beats.encode(env)),
+        (a::beat_age_ms(), age.encode(env)),
+        (a::resident(), status.resident.encode(env)),
+        (a::objects(), status.objects.encode(env)),
+    ];
+    map(env, &pairs)
+}
