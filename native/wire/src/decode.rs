@@ -103,7 +103,7 @@ impl<T: Copy> Decoder<T> {
         S: Source,
     {
         self.trim();
-        let mut reading = Reading::new(source, limits, builder)?;
+        let mut reading = Reading::new(source, 1, limits, builder)?;
         let term = reading.term(self).inspect_err(|_| self.clear())?;
         reading.end()?;
         Ok(term)
@@ -124,7 +124,7 @@ impl<T: Copy> Decoder<T> {
     {
         self.clear();
         self.trim();
-        let mut reading = Reading::new(source, limits, builder)?;
+        let mut reading = Reading::new(source, count, limits, builder)?;
         for _ in 0..count {
             let term = reading.term(self).inspect_err(|_| self.clear())?;
             self.values.push(term);
@@ -141,22 +141,28 @@ struct Reading<'a, B, S> {
     builder: &'a mut B,
     /// What is left of them.
     words: u64,
-    /// Terms that open containers still announce. Each has a byte at least, so there are never more than bytes remain.
+    /// Terms that were announced and have not begun. Each has a byte at least, so there are never more than bytes
+    /// remain.
     pending: u64,
 }
 
 impl<'a, B: Builder, S: Source> Reading<'a, B, S> {
     #[inline]
-    fn new(source: &'a mut S, limits: &'a Limits, builder: &'a mut B) -> Outcome<B, Self> {
-        if source.remaining() as u64 > limits.bytes {
+    fn new(source: &'a mut S, count: usize, limits: &'a Limits, builder: &'a mut B) -> Outcome<B, Self> {
+        let remaining = source.remaining() as u64;
+        if remaining > limits.bytes {
             return Err(DecodeError::Bytes(limits.bytes));
+        }
+        let pending = count as u64;
+        if pending > remaining {
+            return Err(DecodeError::Truncated);
         }
         Ok(Self {
             source,
             limits,
             builder,
             words: limits.words,
-            pending: 0,
+            pending,
         })
     }
 
@@ -190,6 +196,7 @@ impl<'a, B: Builder, S: Source> Reading<'a, B, S> {
     #[inline]
     fn open(&mut self, stacks: &mut Decoder<B::Term>) -> Outcome<B, Option<(B::Term, bool)>> {
         let [tag] = self.take()?;
+        self.pending -= 1;
         let made = match tag {
             tag::SMALL_INTEGER => {
                 let [value] = self.take()?;
@@ -306,7 +313,6 @@ impl<'a, B: Builder, S: Source> Reading<'a, B, S> {
     ) -> Outcome<B, Option<B::Term>> {
         while stacks.frames.len() > depth {
             let Some(frame) = stacks.frames.last_mut() else { break };
-            self.pending -= 1;
             frame.left -= 1;
             if frame.left > 0 {
                 stacks.values.push(value);

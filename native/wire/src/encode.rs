@@ -25,6 +25,8 @@ enum Frame<T, U, P> {
         left: usize,
         value: Option<T>,
     },
+    /// A list whose tail is being written: still a level, as it is for the decoder.
+    Tail,
 }
 
 /// Frames kept from one call to the next; more are given back.
@@ -293,16 +295,15 @@ impl<R: Reader, S: Sink> Writing<'_, R, S> {
                     }
                     self.sink.patch(*at, count.to_be_bytes());
                     let tail = *rest;
-                    stack.pop();
+                    *frame = Frame::Tail;
                     return Ok(Some(tail));
                 }
                 Frame::Tuple { tuple, next, arity } => {
-                    let element = self.reader.element(*tuple, *next);
-                    *next += 1;
-                    if next == arity {
-                        stack.pop();
+                    if next < arity {
+                        let element = self.reader.element(*tuple, *next);
+                        *next += 1;
+                        return Ok(Some(element));
                     }
-                    return Ok(Some(element));
                 }
                 Frame::Map { pairs, left, value } => {
                     if let Some(value) = value.take() {
@@ -315,9 +316,10 @@ impl<R: Reader, S: Sink> Writing<'_, R, S> {
                         *value = Some(second);
                         return Ok(Some(key));
                     }
-                    stack.pop();
                 }
+                Frame::Tail => {}
             }
+            stack.pop();
         }
         Ok(None)
     }

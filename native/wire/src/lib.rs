@@ -12,7 +12,7 @@
 //! * [`Limits`] bound bytes, heap words and depth before a term is made.
 //! * Pids, ports, references and funs have no form here but an index into the VM's table for this worker.
 //!
-//! ```ignore
+//! ```
 //! use snakepit_wire::{Decoder, Encoder, Limits, SliceSource, VecSink, reference::{Heap, Value}};
 //!
 //! let mut heap = Heap::new();
@@ -24,7 +24,7 @@
 //! let answer = Decoder::new().decode(&mut SliceSource::new(&bytes), &Limits::DEFAULT, &mut heap)?;
 //! assert_eq!(heap.value(answer), heap.value(term));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```ignore
+//! ```
 
 pub mod bytes;
 pub mod control;

@@ -1,0 +1,294 @@
+//! The messages outside of calls: round trips, versions, bounds, hostile packets.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails where it stands")]
+
+use std::fmt::Debug;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use snakepit_wire::Limits;
+use snakepit_wire::control::{
+    ARITY, ControlError, EXECUTORS, FUNCTIONS, Failed, FromWarden, FromWorker, Function, LABEL, LOAD_INFO, Load,
+    Loaded, MESSAGE, MISSING, Message, PACKET, PATH, RELEASES, SYMBOL, Stage, Status, ToWarden, ToWorker, VERSION,
+    decode, encode,
+};
+
+fn to_warden() -> impl Strategy<Value = ToWarden> {
+    prop_oneof![
+        (any::<u64>(), "[a-z/ é]{0,30}").prop_map(|(token, label)| ToWarden::Start { token, label }),
+        (any::<u64>(), any::<i32>()).prop_map(|(token, signal)| ToWarden::Kill { token, signal }),
+    ]
+}
+
+fn from_warden() -> impl Strategy<Value = FromWarden> {
+    let status = prop_oneof![
+        any::<i32>().prop_map(Status::Exit),
+        any::<i32>().prop_map(Status::Signal)
+    ];
+    prop_oneof![
+        (any::<u16>(), any::<u32>()).prop_map(|(version, pid)| FromWarden::Hello { version, pid }),
+        (any::<u64>(), any::<u32>()).prop_map(|(token, pid)| FromWarden::Started { token, pid }),
+        (any::<u64>(), "[a-z_]{0,20}", any::<i32>()).prop_map(|(token, call, errno)| FromWarden::NotStarted {
+            token,
+            call,
+            errno
+        }),
+        (any::<u64>(), any::<u32>(), status).prop_map(|(token, pid, status)| FromWarden::Exited {
+            token,
+            pid,
+            status
+        }),
+    ]
+}
+
+fn to_worker() -> impl Strategy<Value = ToWorker> {
+    let limits =
+        (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(bytes, words, depth)| Limits { bytes, words, depth });
+    let load = (
+        vec(any::<u8>(), 0..300),
+        vec(any::<u8>(), 0..300),
+        0..=EXECUTORS,
+        any::<u32>(),
+        limits,
+    )
+        .prop_map(|(path, load_info, executors, spin_us, limits)| Load {
+            path,
+            load_info,
+            executors,
+            spin_us,
+            limits,
+        });
+    prop_oneof![
+        load.prop_map(ToWorker::Load),
+        vec(any::<u64>(), 0..100).prop_map(|ids| ToWorker::Release { ids }),
+        Just(ToWorker::Stop),
+    ]
+}
+
+fn from_worker() -> impl Strategy<Value = FromWorker> {
+    let function =
+        ("[a-z_]{1,20}", 0_u32..256, 0_u32..3).prop_map(|(name, arity, flags)| Function { name, arity, flags });
+    let loaded = (
+        "[a-z_é]{1,20}",
+        vec(function, 0..50),
+        any::<u8>(),
+        any::<u8>(),
+        vec("enif_[a-z_]{1,20}", 0..10),
+    )
+        .prop_map(|(module, functions, nif_major, nif_minor, missing)| Loaded {
+            module,
+            functions,
+            nif_major,
+            nif_minor,
+            missing,
+        });
+    let failed = (prop::sample::select(&Stage::ALL[..]), any::<i64>(), ".{0,100}")
+        .prop_map(|(stage, code, message)| Failed { stage, code, message });
+    prop_oneof![
+        (any::<u16>(), any::<u32>()).prop_map(|(version, pid)| FromWorker::Hello { version, pid }),
+        loaded.prop_map(FromWorker::Loaded),
+        failed.prop_map(FromWorker::Failed),
+    ]
+}
+
+fn round_trip<M: Message + PartialEq + Debug>(message: &M, cut: prop::sample::Index) -> Result<(), TestCaseError> {
+    let mut packet = encode(message).unwrap();
+    prop_assert_eq!(&decode::<M>(&packet).unwrap(), message);
+    prop_assert!(matches!(
+        decode::<M>(&packet[..cut.index(packet.len())]),
+        Err(ControlError::Malformed(_))
+    ));
+    packet.push(0);
+    prop_assert_eq!(decode::<M>(&packet).unwrap_err(), ControlError::Trailing(1));
+    Ok(())
+}
+
+/// What is accepted keeps every bound, so it can be sent.
+fn hostile<M: Message>(packet: &[u8]) {
+    if let Ok(message) = decode::<M>(packet) {
+        assert!(encode(&message).is_ok());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn to_warden_comes_back(message in to_warden(), cut: prop::sample::Index) {
+        round_trip(&message, cut)?;
+    }
+
+    #[test]
+    fn from_warden_comes_back(message in from_warden(), cut: prop::sample::Index) {
+        round_trip(&message, cut)?;
+    }
+
+    #[test]
+    fn to_worker_comes_back(message in to_worker(), cut: prop::sample::Index) {
+        round_trip(&message, cut)?;
+    }
+
+    #[test]
+    fn from_worker_comes_back(message in from_worker(), cut: prop::sample::Index) {
+        round_trip(&message, cut)?;
+    }
+
+    #[test]
+    fn noise_is_an_error_or_a_message(rest in vec(any::<u8>(), 0..300)) {
+        let mut packet = VERSION.to_be_bytes().to_vec();
+        packet.extend(rest);
+        hostile::<FromWorker>(&packet);
+        hostile::<FromWarden>(&packet);
+        hostile::<ToWorker>(&packet);
+        hostile::<ToWarden>(&packet);
+    }
+
+    #[test]
+    fn a_wrong_byte_is_an_error_or_another_message(message in from_worker(), at: prop::sample::Index, byte: u8) {
+        let mut packet = encode(&message).unwrap();
+        let at = at.index(packet.len());
+        packet[at] = byte;
+        hostile::<FromWorker>(&packet);
+    }
+}
+
+#[test]
+fn another_version_is_named() {
+    let mut packet = encode(&ToWorker::Stop).unwrap();
+    packet[1] += 1;
+    assert_eq!(
+        decode::<ToWorker>(&packet),
+        Err(ControlError::Version { found: VERSION + 1 })
+    );
+}
+
+#[test]
+fn an_announced_length_reserves_nothing() {
+    // An array of 2^32 - 1 numbers, of which none comes.
+    let packet = [
+        0, 1, 0x81, 0xA7, b'R', b'e', b'l', b'e', b'a', b's', b'e', 0x91, 0xDD, 0xFF, 0xFF, 0xFF, 0xFF,
+    ];
+    assert!(matches!(decode::<ToWorker>(&packet), Err(ControlError::Malformed(_))));
+}
+
+#[test]
+fn packets_are_bounded() {
+    let ids = vec![u64::MAX; RELEASES];
+    let packet = encode(&ToWorker::Release { ids }).unwrap();
+    assert!(packet.len() <= PACKET);
+    let long = vec![0; PACKET + 1];
+    assert_eq!(
+        decode::<ToWorker>(&long),
+        Err(ControlError::Packet { length: PACKET + 1 })
+    );
+
+    let functions = vec![
+        Function {
+            name: "f".repeat(100),
+            arity: 1,
+            flags: 0
+        };
+        1000
+    ];
+    let loaded = Loaded {
+        module: "m".into(),
+        functions,
+        nif_major: 2,
+        nif_minor: 16,
+        missing: vec![],
+    };
+    assert!(matches!(
+        encode(&FromWorker::Loaded(loaded)),
+        Err(ControlError::Packet { .. })
+    ));
+}
+
+fn field<M: Message + Debug>(message: &M) -> &'static str {
+    match encode(message) {
+        Err(ControlError::Field { field, length, limit }) => {
+            assert_eq!(length, limit + 1);
+            field
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_field_is_bounded() {
+    assert_eq!(
+        field(&ToWarden::Start {
+            token: 0,
+            label: "l".repeat(LABEL + 1)
+        }),
+        "label"
+    );
+    let call = "c".repeat(SYMBOL + 1);
+    assert_eq!(
+        field(&FromWarden::NotStarted {
+            token: 0,
+            call,
+            errno: 0
+        }),
+        "call"
+    );
+    assert_eq!(
+        field(&ToWorker::Release {
+            ids: vec![0; RELEASES + 1]
+        }),
+        "ids"
+    );
+
+    let load = |path, info, executors| {
+        let load = Load {
+            path: vec![b'p'; path],
+            load_info: vec![106; info],
+            executors,
+            spin_us: 0,
+            limits: Limits::DEFAULT,
+        };
+        field(&ToWorker::Load(load))
+    };
+    assert_eq!(load(PATH + 1, 1, 1), "path");
+    assert_eq!(load(1, LOAD_INFO + 1, 1), "load_info");
+    assert_eq!(load(1, 1, EXECUTORS + 1), "executors");
+
+    let loaded = |functions: Vec<Function>, missing: Vec<String>| {
+        field(&FromWorker::Loaded(Loaded {
+            module: "m".into(),
+            functions,
+            nif_major: 2,
+            nif_minor: 16,
+            missing,
+        }))
+    };
+    let function = Function {
+        name: "f".into(),
+        arity: 0,
+        flags: 0,
+    };
+    assert_eq!(loaded(vec![function; FUNCTIONS + 1], vec![]), "functions");
+    let arity = u32::try_from(ARITY).unwrap() + 1;
+    assert_eq!(
+        loaded(
+            vec![Function {
+                name: "f".into(),
+                arity,
+                flags: 0
+            }],
+            vec![]
+        ),
+        "arity"
+    );
+    assert_eq!(loaded(vec![], vec!["s".into(); MISSING + 1]), "missing");
+    assert_eq!(loaded(vec![], vec!["s".repeat(SYMBOL + 1)]), "symbol");
+
+    let message = "m".repeat(MESSAGE + 1);
+    assert_eq!(
+        field(&FromWorker::Failed(Failed {
+            stage: Stage::Open,
+            code: 0,
+            message
+        })),
+        "message"
+    );
+}
