@@ -200,6 +200,16 @@ impl Object for Anonymous {
     }
 }
 
+/// A sparse memfd for a ring: both sides write it, nobody ever changes its size or its seals.
+pub(crate) fn ring_memory(label: &str, length: u64, reserve: u64) -> Result<Descriptor> {
+    let fd = memfd(label, false).map_err(|error| with_reserve(error, reserve))?;
+    let fd = Descriptor::new(fd, reserve, 0)?;
+    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| Error::os("fchmod", errno))?;
+    linux::set_length(fd.as_fd(), length)?;
+    add_seals(fd.as_fd(), BIRTH | libc::F_SEAL_SEAL).map_err(|errno| Error::os("fcntl", errno))?;
+    Ok(fd)
+}
+
 fn memfd(label: &str, huge: bool) -> Result<OwnedFd> {
     let mut end = label.len().min(MAX_LABEL);
     while !label.is_char_boundary(end) {

@@ -13,6 +13,7 @@ pub use linux_named::{Named, read_header, unlink_if};
 pub use name_lock::is_served;
 
 pub(crate) use linux::read_at;
+pub(crate) use linux_anonymous::ring_memory;
 
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Result};

@@ -32,6 +32,14 @@ impl Error {
     pub(crate) fn os(call: &'static str, errno: Errno) -> Self {
         Error::Os { call, errno }
     }
+
+    #[cfg(not(loom))]
+    pub(crate) fn from_limit(error: crate::Error) -> Self {
+        match error {
+            crate::Error::Os { call, errno, .. } => Error::Os { call, errno },
+            other => Error::Limit(other),
+        }
+    }
 }
 
 /// A worker has written what a correct worker never writes. It is to be killed.
@@ -43,6 +51,8 @@ pub enum Fault {
     Length { length: u64, capacity: u64 },
     #[error("an answer says that its payload lies at {offset} of the result area and is {length} bytes long")]
     Spill { offset: u64, length: u64 },
+    #[error("the answer to call {call} was there and is there no longer")]
+    Withdrawn { call: u64 },
     #[error("the worker rang the bell {rings} times, {allowed} times at most were called for")]
     TooManyRings { rings: u64, allowed: u64 },
     #[error("the event queue's end is {tail}, its beginning is {head}, its size {capacity}")]

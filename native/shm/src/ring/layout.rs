@@ -195,6 +195,21 @@ impl Plan {
 }
 
 impl Layout {
+    /// The words of the header page, with their offsets.
+    pub(crate) fn header(&self) -> [(usize, u64); 8] {
+        let plan = self.plan;
+        [
+            (header::MAGIC, MAGIC),
+            (header::VERSION, VERSION),
+            (header::SLOTS, u64::from(plan.slots)),
+            (header::SLOT_BYTES, u64::from(plan.slot_bytes)),
+            (header::SPILL_BYTES, u64::from(plan.spill_bytes)),
+            (header::EXECUTORS, u64::from(plan.executors)),
+            (header::EVENT_BYTES, u64::from(plan.event_bytes)),
+            (header::TOTAL, self.total as u64),
+        ]
+    }
+
     /// Bytes of the memory object.
     pub fn total(&self) -> usize {
         self.total

@@ -9,13 +9,12 @@
 //! * A slot whose caller has gone away is given to nobody before the worker has answered it or is dead.
 //! * A call has started when the queue's head has passed its number: executors take calls in order.
 
-#![allow(dead_code, unused_imports)]
-
 mod atomic;
 pub mod bell;
 mod error;
 pub mod layout;
 mod memory;
+mod ranges;
 pub mod vm;
 pub mod worker;
 
@@ -61,4 +60,21 @@ pub struct ExecutorStatus {
     pub call: Option<u64>,
     /// Calls answered.
     pub calls: u64,
+}
+
+impl WorkerStatus {
+    pub(crate) fn to_words(self) -> [u64; layout::state::COUNT] {
+        let [a, b, c, d] = self.extra;
+        [self.beats, self.beat_at, self.resident, self.objects, a, b, c, d]
+    }
+
+    pub(crate) fn from_words([beats, beat_at, resident, objects, a, b, c, d]: [u64; layout::state::COUNT]) -> Self {
+        WorkerStatus {
+            beats,
+            beat_at,
+            resident,
+            objects,
+            extra: [a, b, c, d],
+        }
+    }
 }
