@@ -28,7 +28,10 @@ pub struct Flight {
     worker: Handle<Worker>,
     call: Option<Call>,
     kept: Vec<Name>,
+    /// Somebody was told to expect a message.
     parked: Cell<bool>,
+    /// Seen answered.
+    due: Cell<bool>,
 }
 
 /// What `submit` came to.
@@ -179,6 +182,7 @@ fn send(
                 call: Some(call),
                 kept,
                 parked: Cell::new(false),
+                due: Cell::new(false),
             };
             return Ok(Submitted::Yes(flight, wake));
         }
@@ -226,6 +230,12 @@ impl Flight {
     #[inline]
     pub fn look(&self) -> Look {
         match &self.call {
+            // Told that it is answered: an answer that has gone is a lie, not a reason to wait.
+            Some(call)
+                if self.due.get() || (self.parked.get() && !self.worker.is_waiting(call.slot(), call.number())) =>
+            {
+                self.seen(self.worker.ring().collect(call))
+            }
             Some(call) => self.seen(self.worker.ring().poll(call)),
             None => Look::Dead { started: false },
         }
@@ -256,6 +266,7 @@ impl Flight {
             }
             Park::Answered => {
                 drop(self.worker.waits_no_more(call.slot(), call.number()));
+                self.due.set(true);
                 false
             }
         }
@@ -275,6 +286,7 @@ impl Flight {
             }
             Cancel::Committed(call) => {
                 self.call = Some(call);
+                self.due.set(true);
                 GivenUp::TooLate
             }
         }

@@ -52,7 +52,8 @@ type Parked = Mutex<Option<(u64, Waiter)>>;
 #[derive(Debug)]
 pub struct Worker {
     incarnation: u64,
-    ring: VmRing,
+    /// Apart: its cursors have cache lines of their own, and the VM aligns resources to words only.
+    ring: Box<VmRing>,
     limits: Limits,
     executors: u16,
     spin_us: u32,
@@ -103,12 +104,12 @@ impl Worker {
     fn new(spec: &Spec) -> Result<Self> {
         let plan = spec.plan()?;
         let incarnation = INCARNATIONS.fetch_add(1, Ordering::Relaxed) + 1;
-        let ring = VmRing::create(
+        let ring = Box::new(VmRing::create(
             &format!("snakepit_ring_{incarnation}"),
             plan,
             Permit::take(MAPPINGS)?,
             0,
-        )?;
+        )?);
         let (control, their_control) = packets::pair()?;
         let (ringer, bell_in) = bell::pair()?;
         let (bell_out, listener) = bell::pair()?;
@@ -256,6 +257,12 @@ impl Worker {
         }
     }
 
+    /// Whether the caller of this very call is on record.
+    pub fn is_waiting(&self, slot: u16, number: u64) -> bool {
+        let place = self.parked.get(usize::from(slot));
+        place.is_some_and(|place| matches!(&*place.lock(), Some((found, _)) if *found == number))
+    }
+
     fn woken(&self, env: *mut ErlNifEnv, Woken { slot, number }: Woken) {
         if let Some(waiter) = self.waits_no_more(slot, number) {
             waiter.wake(env);
@@ -282,16 +289,14 @@ impl Worker {
     /// Lets `usage` pass on the worker's ends (control, ring, bell in, bell out, output), and closes them here.
     pub fn hand_over<R>(&self, usage: impl FnOnce(&[RawFd; 5]) -> R) -> Result<R> {
         let ends = self.ends.lock().take().ok_or(Error::Closed)?;
-        let ring = self.ring.fd().ok_or(Error::Closed)?.as_raw_fd();
-        let answer = usage(&[
+        let ring = self.ring.take_fd().ok_or(Error::Closed)?;
+        Ok(usage(&[
             ends.control.as_raw_fd(),
-            ring,
+            ring.number(),
             ends.bell_in.as_fd().as_raw_fd(),
             ends.bell_out.as_fd().as_raw_fd(),
             ends.output.as_raw_fd(),
-        ]);
-        self.ring.forget_fd();
-        Ok(answer)
+        ]))
     }
 
     fn close(worker: Ref<'_, Self>, env: Env<'_>, reason: Term<'_>) {
