@@ -200,10 +200,10 @@ proptest! {
 
         let less = bytes.len() - 1;
         let full = Err(EncodeError::Full);
-        prop_assert_eq!(encoder.encode(&mut heap, term, &HUGE, &mut SliceSink::new(&mut room[..less])), full.clone());
+        prop_assert_eq!(encoder.encode(&mut heap, term, &HUGE, &mut SliceSink::new(&mut room[..less])), full);
         // SAFETY: `room` outlives the sink.
         let mut sink = unsafe { SharedSink::new(room.as_mut_ptr(), less, copy) };
-        prop_assert_eq!(encoder.encode(&mut heap, term, &HUGE, &mut sink), full.clone());
+        prop_assert_eq!(encoder.encode(&mut heap, term, &HUGE, &mut sink), full);
         let mut sink = VecSink::new(&mut room, less);
         prop_assert_eq!(encoder.encode(&mut heap, term, &HUGE, &mut sink), full);
         let limits = Limits { bytes: less as u64, ..HUGE };
@@ -340,7 +340,7 @@ fn an_announced_size_is_compared_before_memory_is_reserved() {
         let limits = Limits { words: 1 << 20, ..HUGE };
         let found = decode_within(&announced, &limits);
         assert!(
-            found == Err(expected.clone()) || found == Err(DecodeError::Truncated),
+            found == Err(expected) || found == Err(DecodeError::Truncated),
             "{tag}: {found:?}"
         );
         assert_eq!(decode_within(&announced, &HUGE), Err(DecodeError::Truncated), "{tag}");
