@@ -121,7 +121,7 @@ impl From<ring::Error> for Failure {
             ring::Error::BadPlan { field, expected, .. } => {
                 Failure::Core(Error::invalid_spec(field, format!("must be {expected}")))
             }
-            ring::Error::Limit(error) => Failure::Core(*error),
+            ring::Error::Limit(error) => Failure::Core(error),
             ring::Error::TooLarge { .. } => Failure::TooLarge {
                 message: error.to_string(),
             },

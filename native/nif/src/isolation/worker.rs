@@ -289,14 +289,16 @@ impl Worker {
     /// Lets `usage` pass on the worker's ends (control, ring, bell in, bell out, output), and closes them here.
     pub fn hand_over<R>(&self, usage: impl FnOnce(&[RawFd; 5]) -> R) -> Result<R> {
         let ends = self.ends.lock().take().ok_or(Error::Closed)?;
-        let ring = self.ring.take_fd().ok_or(Error::Closed)?;
-        Ok(usage(&[
+        let ring = self.ring.fd().ok_or(Error::Closed)?.as_raw_fd();
+        let answer = usage(&[
             ends.control.as_raw_fd(),
-            ring.number(),
+            ring,
             ends.bell_in.as_fd().as_raw_fd(),
             ends.bell_out.as_fd().as_raw_fd(),
             ends.output.as_raw_fd(),
-        ]))
+        ]);
+        self.ring.forget_fd();
+        Ok(answer)
     }
 
     fn close(worker: Ref<'_, Self>, env: Env<'_>, reason: Term<'_>) {
