@@ -11,6 +11,7 @@
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(test, allow(dead_code, reason = "what starts a process is not called by unit tests"))]
 
+mod answer;
 mod executor;
 mod exit;
 mod host;
@@ -38,7 +39,7 @@ fn run(arguments: &[&CStr]) -> i32 {
     match arguments.get(1).map(|role| role.to_bytes()) {
         Some(b"warden") => warden::run(),
         Some(b"worker") => match arguments.get(2).and_then(|parent| parent.to_str().ok()?.parse().ok()) {
-            Some(parent) => worker::run(parent),
+            Some(parent) => process::leave(worker::run(parent)),
             None => usage(),
         },
         _ => usage(),

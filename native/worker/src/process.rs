@@ -194,6 +194,12 @@ pub fn line_buffered_output() {
     unsafe { libc::setvbuf(stdout, ptr::null_mut(), libc::_IOLBF, 0) };
 }
 
+/// Writes what the C library still holds of what was printed.
+pub fn flush_output() {
+    // SAFETY: without a stream it means all of them.
+    unsafe { libc::fflush(ptr::null_mut()) };
+}
+
 /// Ends the process here and now: no destructors, which are code of a library that other threads may still run.
 pub fn leave(code: i32) -> ! {
     // SAFETY: takes a number only.

@@ -86,6 +86,7 @@ fn serve(vm: &'static Packets) -> Result<(), Leave> {
     for other in others {
         other.join();
     }
+    process::flush_output();
     Ok(())
 }
 

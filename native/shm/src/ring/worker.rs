@@ -650,6 +650,26 @@ impl Output<'_> {
         Ok(place(range))
     }
 
+    /// Writes again what was appended at `position`. Outside of what was appended nothing is written.
+    pub fn patch(&mut self, position: usize, bytes: &[u8]) {
+        let Some(end) = position.checked_add(bytes.len()).filter(|end| *end <= self.length) else {
+            return;
+        };
+        if self.length <= TINY_ANSWER {
+            self.tiny[position..end].copy_from_slice(bytes);
+            return;
+        }
+        let layout = &self.ring.layout;
+        let start = match (&self.range, &self.job) {
+            (Some(range), _) => layout.results + range.offset as usize,
+            (None, Some(job)) => layout.payload(job.slot),
+            (None, None) => return,
+        };
+        let target = self.ring.at(start + position, bytes.len());
+        // SAFETY: inside of what `append` has written, which no reference points to; the source is private.
+        unsafe { copy::bytes(target, bytes.as_ptr(), bytes.len()) };
+    }
+
     pub fn len(&self) -> usize {
         self.length
     }

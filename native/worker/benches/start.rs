@@ -1,0 +1,93 @@
+//! What a worker costs: from the request to the first answer, and what it keeps when idle.
+//!
+//! `cargo bench -p snakepit_worker`. Bars: 5 ms and 3 MB.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a benchmark may: its line says why it failed"
+)]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use snakepit_wire::control::{FromWarden, FromWorker};
+use std::time::{Duration, Instant};
+use support::{Warden, int, library::fixture, plan, value};
+
+const ROUNDS: usize = 200;
+
+fn main() {
+    let library = fixture("adder");
+    let warden = Warden::start();
+    let stages = ["started", "hello", "loaded", "first call", "death to report"];
+    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); stages.len()];
+    let mut memory = None;
+    for round in 0..ROUNDS {
+        let begin = Instant::now();
+        let mut worker = warden.ask(plan());
+        match warden.hear() {
+            FromWarden::Started { pid, .. } => worker.pid = pid,
+            other => panic!("{other:?}"),
+        }
+        times[0].push(begin.elapsed());
+        assert!(matches!(worker.hear(), Some(FromWorker::Hello { .. })));
+        times[1].push(begin.elapsed());
+        worker.load(&library, 1);
+        times[2].push(begin.elapsed());
+        assert_eq!(worker.call("add", &[int(1), int(2)]), value(int(3)));
+        times[3].push(begin.elapsed());
+        if round == ROUNDS - 1 {
+            std::thread::sleep(Duration::from_secs(1));
+            memory = Some(private(worker.pid));
+        }
+        let killed = Instant::now();
+        // SAFETY: takes numbers only; the warden has not reaped it.
+        unsafe { libc::kill(worker.pid as i32, libc::SIGKILL) };
+        warden.ended(&worker);
+        times[4].push(killed.elapsed());
+    }
+    println!("{ROUNDS} workers, one after the other, milliseconds since the request (p50, p90, p99):");
+    for (stage, times) in stages.iter().zip(&mut times) {
+        times.sort();
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+        println!("  {stage:<16} {:6.2} {:6.2} {:6.2}", at(50), at(90), at(99));
+    }
+    let (own, parts) = memory.unwrap();
+    println!("private memory of an idle worker, without ring and library: {own} KiB");
+    for (name, kilobytes) in parts {
+        println!("  {kilobytes:>6} {name}");
+    }
+}
+
+/// KiB that nobody shares, by mapping; the ring and the library are not counted in the sum.
+fn private(pid: u32) -> (u64, Vec<(String, u64)>) {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut parts: Vec<(String, u64)> = Vec::new();
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap();
+        if !first.ends_with(':') {
+            let name = words.nth(4).unwrap_or("(anonymous)");
+            parts.push((name.rsplit('/').next().unwrap().to_owned(), 0));
+        } else if first.starts_with("Private_") {
+            parts.last_mut().unwrap().1 += words.next().unwrap().parse::<u64>().unwrap();
+        }
+    }
+    let mut sums: Vec<(String, u64)> = Vec::new();
+    for (name, kilobytes) in parts.into_iter().filter(|(_, kilobytes)| *kilobytes > 0) {
+        match sums.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum += kilobytes,
+            None => sums.push((name, kilobytes)),
+        }
+    }
+    sums.sort_by_key(|(_, kilobytes)| std::cmp::Reverse(*kilobytes));
+    let foreign = |name: &str| name.starts_with("memfd:") || name.starts_with("adder");
+    let own = sums
+        .iter()
+        .filter(|(name, _)| !foreign(name))
+        .map(|(_, kilobytes)| kilobytes)
+        .sum();
+    (own, sums)
+}
