@@ -9,6 +9,8 @@ defmodule Snakepit.Isolation.Call do
   alias Snakepit.Isolation.{Directory, Error, Library, Pool, Worker}
   alias Snakepit.Native
 
+  @look_again 250
+
   @enforce_keys [:library, :function, :arguments, :timeout, :deadline]
   defstruct [:library, :function, :arguments, :timeout, :deadline, waits: true]
 
@@ -126,14 +128,15 @@ defmodule Snakepit.Isolation.Call do
         receive do
           {^ref, :slot} -> again(call)
         after
-          left(call.deadline) ->
+          # A slot whose call was given up comes back without a word.
+          min(left(call.deadline), @look_again) ->
             if Native.wait_slot_cancel(library.native, ref) == :sent do
               receive do
                 {^ref, :slot} -> :ok
               end
             end
 
-            failure(:overloaded, call, %{timeout: call.timeout})
+            if late?(call), do: failure(:overloaded, call, %{timeout: call.timeout}), else: again(call)
         end
     end
   end

@@ -189,7 +189,7 @@ defmodule Snakepit.Isolation.Worker do
   # ── From start to service ─────────────────────────────────────────────────────────────────────────────────────
 
   defp start(%{shared: shared} = state) do
-    state = %{state | cause: nil, failure: nil, doubt: nil, watch: %{silent: 0, orphans: nil, starved: nil}}
+    state = %{state | cause: nil, failure: nil, doubt: nil, watch: %{silent: 0, mute: 0, orphans: nil, starved: nil}}
     state = update(state, %{state: :starting, since: now()})
 
     with {:ok, native} <- Native.worker_new(spec(shared)),
@@ -503,12 +503,15 @@ defmodule Snakepit.Isolation.Worker do
 
     watch = %{
       silent: if(silent?, do: before.silent + 1, else: 0),
+      # It cannot wake anybody any more. It may be ending: then that is known by the next look.
+      mute: if(status[:bell_closed], do: before.mute + 1, else: 0),
       orphans: if(orphans?, do: before.orphans || now),
       starved: nil
     }
 
     cond do
       # Twice: the machine itself may have been asleep.
+      watch.mute > 1 -> lied(state, %{message: "it has closed its doorbell"})
       watch.silent > 1 -> kill_for(state, :heartbeat, "shows no sign of life")
       stuck?(before.starved, status, now) -> kill_for(state, :stuck, "no longer takes calls")
       past?(watch.orphans, options.timeout, now) -> hangs(state, "a call whose caller has died goes on and on")
