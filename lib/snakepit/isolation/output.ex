@@ -35,6 +35,9 @@ defmodule Snakepit.Isolation.Output do
   defp listen(%{native: native} = state) do
     receive do
       {:select, ^native, _, :ready_input} -> state |> renew() |> read()
+    after
+      # What was not logged is told when the period is over, whether more comes or not.
+      if(state.dropped > 0, do: max(state.until - now(), 1), else: :infinity) -> state |> renew() |> listen()
     end
   end
 

@@ -178,6 +178,7 @@ defmodule Snakepit.Isolation.Warden do
       if worker.owner, do: Process.demonitor(worker.monitor, [:flush]), else: close(worker.native, nil)
     end
 
+    Native.warden_close(state.native)
     %{state | native: nil, os_pid: nil, workers: %{}, owners: %{}}
   end
 end

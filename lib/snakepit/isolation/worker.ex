@@ -340,7 +340,11 @@ defmodule Snakepit.Isolation.Worker do
   defp warden({:started, os_pid}, state), do: update(state, %{os_pid: os_pid})
   defp warden({:not_started, details}, state), do: exited(%{state | failure: start_failure(state, details)}, nil)
   defp warden({:exited, _os_pid, status}, state), do: exited(state, status)
-  defp warden(:lost, state), do: exited(%{state | cause: state.cause || :warden}, nil)
+
+  defp warden(:lost, %{cause: cause} = state) when cause in [nil, :closed],
+    do: exited(%{state | cause: :warden}, nil)
+
+  defp warden(:lost, state), do: exited(state, nil)
 
   defp start_failure(%{shared: %{id: id}}, details) do
     message = "#{details[:call]} failed with errno #{details[:errno]}"
@@ -372,11 +376,13 @@ defmodule Snakepit.Isolation.Worker do
     details = exit_details(state, status)
     loaded? = state.row.loaded != nil
     hung? = details.because == :hung
+    os_pid = state.row.os_pid
     state = state |> buried({:crashed, details}) |> update(%{last_exit: Map.put(details, :at, DateTime.utc_now())})
+    details = Map.put(details, :os_pid, os_pid)
 
     cond do
       not loaded? -> failed(state, first_failure(state, details))
-      hung? -> again(state, 0)
+      hung? -> again(state, 0, details)
       true -> crashed(state, details)
     end
   end
@@ -446,7 +452,7 @@ defmodule Snakepit.Isolation.Worker do
   defp delay(1, _), do: 0
   defp delay(count, _), do: min(Bitwise.bsl(1, min(count - 2, 20)), @longest_delay)
 
-  defp again(state, delay, details \\ %{because: :hung}) do
+  defp again(state, delay, details) do
     exit_event(state, delay, details)
     state = update(state, %{state: :waiting, restarts: state.row.restarts + 1})
     Pool.changed(state.shared.table)
@@ -478,7 +484,7 @@ defmodule Snakepit.Isolation.Worker do
   defp exit_event(state, delay, details) do
     metadata = %{
       worker: state.position,
-      os_pid: state.row.os_pid,
+      os_pid: details[:os_pid],
       signal: details[:signal],
       exit_code: details[:exit_code],
       because: details[:because]

@@ -86,7 +86,7 @@ defmodule Snakepit.Isolation.CrashTest do
 
     for round <- 1..20 do
       position = rem(round, 2) + 1
-      old = eventually(fn -> with(%{state: :ready, os_pid: os_pid} <- worker(library, position), do: os_pid) end)
+      old = successor(library, nil, position)
       signal(old)
       successor(library, old, position)
     end
