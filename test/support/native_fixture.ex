@@ -37,20 +37,32 @@ defmodule Snakepit.NativeFixture do
     :ok
   end
 
-  @doc "The module that a C library is written for: `:snakepit_adder` of adder.c."
+  @doc "The module that a library is written for: `:snakepit_adder` of adder.c."
   @spec module(atom()) :: module()
+  def module(name) when name in [:rustler_current, :rustler_older], do: :snakepit_rustler
   def module(name), do: String.to_atom("snakepit_#{name}")
 
-  @doc "The functions in the table of a C library."
+  @doc "The functions in the table of a library, by its source."
   @spec functions(atom()) :: [{atom(), arity()}]
+  def functions(name) when name in [:rustler_current, :rustler_older] do
+    source = File.read!(Path.join(@fixtures, "rustler_fixture/src/lib.rs"))
+
+    for [_, function, parameters] <- Regex.scan(~r/#\[rustler::nif.*\]\nfn (\w+)[^(]*\(([^)]*)\)/, source) do
+      # `env` is not an argument; commas inside <> do not separate.
+      parameters = Regex.replace(~r/<[^>]*>/, parameters, "")
+      names = for parameter <- String.split(parameters, ",", trim: true), not (parameter =~ "Env"), do: parameter
+      {String.to_atom(function), length(names)}
+    end
+  end
+
   def functions(name) do
     for [_, function, arity] <- Regex.scan(~r/\{"(\w+)", (\d+), fun_\w+, \w+\}/, File.read!(source(name))),
         do: {String.to_atom(function), String.to_integer(arity)}
   end
 
   @doc """
-  Loads a C library into this VM, in a module made for it, which is returned. For those that do no harm: `:adder`. What it
-  does isolated, it should do here.
+  Loads a library into this VM, in a module made for it, which is returned. For those that do no harm: `:adder`, and one of
+  the Rustler ones. What it does isolated, it should do here.
   """
   @spec load_into_vm(atom(), term()) :: module()
   def load_into_vm(name, load_info \\ 0) do
