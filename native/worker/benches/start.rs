@@ -54,11 +54,24 @@ fn main() {
         let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
         println!("  {stage:<16} {:6.2} {:6.2} {:6.2}", at(50), at(90), at(99));
     }
+    let calls = awake(&warden.serving(&library));
+    println!("one call awake, from Rust: {calls:.3} us (mean of 100,000)");
     let (own, parts) = memory.unwrap();
     println!("private memory of an idle worker, without ring and library: {own} KiB");
     for (name, kilobytes) in parts {
         println!("  {kilobytes:>6} {name}");
     }
+}
+
+/// Microseconds of a call to a worker that is awake.
+fn awake(worker: &support::Worker) -> f64 {
+    const CALLS: u32 = 100_000;
+    let begin = Instant::now();
+    for _ in 0..CALLS {
+        let call = worker.start("add", &[int(1), int(2)]);
+        assert_eq!(worker.answer(call, support::PATIENCE), value(int(3)));
+    }
+    begin.elapsed().as_secs_f64() * 1e6 / f64::from(CALLS)
 }
 
 /// KiB that nobody shares, by mapping; the ring and the library are not counted in the sum.

@@ -24,7 +24,7 @@ pub fn serve(ring: &WorkerRing, index: u16, spin: Duration) {
             Ok(Next::Deadline) => {}
             Ok(Next::Closed) => return,
             Err(error) => {
-                eprintln!("snakepit_worker: executor {index} cannot take calls: {error}");
+                process::complain(format_args!("executor {index} cannot take calls: {error}"));
                 process::leave(exit::INTERNAL);
             }
         }

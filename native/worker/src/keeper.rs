@@ -81,7 +81,7 @@ impl Keeper {
 }
 
 fn refuse(what: &str) -> ! {
-    eprintln!("snakepit_worker: the VM sent {what}");
+    process::complain(format_args!("the VM sent {what}"));
     process::leave(exit::PROTOCOL)
 }
 

@@ -47,6 +47,8 @@ fn run(arguments: &[&CStr]) -> i32 {
 }
 
 fn usage() -> i32 {
-    eprintln!("snakepit_worker: started by the Erlang VM only, with the descriptors that its README names");
+    process::complain(format_args!(
+        "started by the Erlang VM only, with the descriptors that its README names"
+    ));
     exit::USAGE
 }

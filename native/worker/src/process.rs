@@ -200,6 +200,13 @@ pub fn flush_output() {
     unsafe { libc::fflush(ptr::null_mut()) };
 }
 
+/// Last words, to whom it may concern: unlike `eprintln!` it does not mind when nobody listens.
+pub fn complain(words: std::fmt::Arguments<'_>) {
+    let line = format!("snakepit_worker: {words}\n");
+    // SAFETY: the pointer and the length are those of one string.
+    unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+}
+
 /// Ends the process here and now: no destructors, which are code of a library that other threads may still run.
 pub fn leave(code: i32) -> ! {
     // SAFETY: takes a number only.

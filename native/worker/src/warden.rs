@@ -32,7 +32,7 @@ pub fn run() -> i32 {
     match Warden::start() {
         Ok(warden) => warden.serve(),
         Err(error) => {
-            eprintln!("snakepit_worker: the warden cannot start: {error}");
+            process::complain(format_args!("the warden cannot start: {error}"));
             exit::USAGE
         }
     }
@@ -122,7 +122,7 @@ impl Warden {
                     } => match control::decode(&buffer[..length]) {
                         Ok(request) => self.obey(request, descriptors, cut),
                         Err(error) => {
-                            eprintln!("snakepit_worker: the warden does not understand its VM: {error}");
+                            process::complain(format_args!("the warden does not understand its VM: {error}"));
                             return exit::PROTOCOL;
                         }
                     },
@@ -277,7 +277,7 @@ impl Warden {
         match control::encode(message) {
             Ok(packet) => self.outbox.push_back(packet),
             // Only a text could be too long, and these are ours.
-            Err(error) => eprintln!("snakepit_worker: the warden cannot say {message:?}: {error}"),
+            Err(error) => process::complain(format_args!("the warden cannot say {message:?}: {error}")),
         }
     }
 

@@ -40,7 +40,7 @@ pub fn run(parent: libc::pid_t) -> i32 {
     let vm: &'static Packets = match descriptors_in_order().and_then(|()| Packets::adopt(CONTROL)) {
         Ok(vm) => Box::leak(Box::new(vm)),
         Err(error) => {
-            eprintln!("snakepit_worker: no control channel at descriptor {CONTROL}: {error}");
+            process::complain(format_args!("no control channel at descriptor {CONTROL}: {error}"));
             return exit::USAGE;
         }
     };
@@ -144,7 +144,7 @@ fn tell(vm: &Packets, message: &FromWorker) {
     });
     match packet {
         Ok(packet) => drop(vm.send_patiently(&packet)),
-        Err(error) => eprintln!("snakepit_worker: a message cannot be written: {error}"),
+        Err(error) => process::complain(format_args!("a message cannot be written: {error}")),
     }
 }
 
