@@ -443,8 +443,9 @@ defmodule Snakepit.Native do
   def worker_stop(_worker), do: nif()
 
   @doc """
-  What the VM knows of the worker, and what its status block says (`status`, nil when it is torn or lies): heartbeat
-  and start as milliseconds of the monotonic clock, calls begun and ended, the function in progress per executor.
+  `%{in_flight:, slots:, closed:, releases:, calls:, executors:, status:}`. The last three are the worker's word: calls
+  answered, the number of the call that each executor works on (or nil), and `%{beats:, beat_age_ms:, resident:, objects:}` (nil
+  while it is being written).
   """
   @spec worker_status(worker()) :: map()
   def worker_status(_worker), do: nif()
@@ -478,7 +479,7 @@ defmodule Snakepit.Native do
   @spec pool_take(pool(), position :: non_neg_integer()) :: :ok
   def pool_take(_pool, _position), do: nif()
 
-  @doc "`%{size:, workers: [position], in_flight: [{position, calls}], waiting:, calls:, functions: [{name, arity, flags}]}`"
+  @doc "`%{size:, workers: [position], in_flight: [{position, calls}], waiting:, functions: [{name, arity, flags}]}`"
   @spec pool_info(pool()) :: map()
   def pool_info(_pool), do: nif()
 
@@ -487,8 +488,8 @@ defmodule Snakepit.Native do
   or an asleep worker, answers `{:pending, ticket}`.
 
   `:full`: no worker has a free slot. `:retry`: the worker died before it began. `:undefined`: no such function. Errors:
-  `:unsupported`, `:too_large`, `:stale`, `:quota_exceeded`, `:protocol` (with `worker`, to be killed), the reason given
-  to `worker_close/2`, `:not_implemented` (`%{symbol:}`), `:bad_arguments`.
+  `:unsupported_term`, `:too_large`, `:too_many_atoms`, `:too_many_names`, `:stale`, `:protocol` (with `worker`, to be
+  killed), `:not_implemented` (`%{symbol:}`), and the reason given to `worker_close/2`.
   """
   @spec call(pool(), atom(), [term()], spin_us :: non_neg_integer()) ::
           outcome() | {:pending, ticket()} | :no_worker | :full | :retry | :undefined

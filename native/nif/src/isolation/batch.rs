@@ -143,7 +143,7 @@ impl<'a> Stretch<'a, '_> {
         let Some(Some(function)) = self.pool.function(self.name, arity) else {
             return Err(());
         };
-        let submitted = submit(
+        Ok(submit(
             self.env,
             self.pool,
             function,
@@ -151,11 +151,7 @@ impl<'a> Stretch<'a, '_> {
             Elements::of(arguments),
             ON_SCHEDULER,
             true,
-        );
-        if matches!(submitted, Submitted::Yes(..)) {
-            self.pool.count_call();
-        }
-        Ok(submitted)
+        ))
     }
 
     fn collect(&mut self) -> usize {

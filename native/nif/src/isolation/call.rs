@@ -94,7 +94,6 @@ fn run<'a>(env: Env<'a>, arguments: [Term<'a>; 4], place: Where) -> NifResult<Te
         Submitted::Full => return Ok(atoms::full().encode(env)),
         Submitted::Failed(failure) => return Ok(failure.term(env)),
     };
-    pool.count_call();
     if flight.wake(wake) {
         return Ok(pending(env, flight));
     }

@@ -16,7 +16,7 @@ use snakepit_shm_core::error::Error;
 use snakepit_wire::DecodeError;
 use snakepit_wire::control::Function;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 const POSITIONS: usize = 256;
@@ -28,7 +28,6 @@ pub struct Pool {
     last: AtomicUsize,
     functions: OnceLock<Functions>,
     queue: Arc<SlotQueue>,
-    calls: AtomicU64,
 }
 
 static KIND: Kind = Kind::new();
@@ -115,10 +114,6 @@ impl Pool {
         let workers = self.workers.read();
         let mut serving = workers.iter().flatten().filter(|worker| worker.serves()).peekable();
         serving.peek().is_none() || serving.any(|worker| worker.ring().in_flight() < slots(worker))
-    }
-
-    pub fn count_call(&self) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The worker for the next call: the least busy, of several the one used last.
@@ -214,7 +209,6 @@ fn pool_new(env: Env<'_>, size: usize) -> NifResult<Term<'_>> {
         last: AtomicUsize::new(0),
         functions: OnceLock::new(),
         queue: Arc::new(SlotQueue::default()),
-        calls: AtomicU64::new(0),
     };
     Ok((atoms::ok(), Handle::new(pool).term(env)).encode(env))
 }
@@ -267,7 +261,6 @@ fn pool_info<'a>(env: Env<'a>, pool: Term<'a>) -> NifResult<Term<'a>> {
         (a::workers(), positions.encode(env)),
         (a::in_flight(), in_flight.encode(env)),
         (a::waiting(), pool.queue.length().encode(env)),
-        (a::calls(), pool.calls.load(Ordering::Relaxed).encode(env)),
         (a::functions(), functions.encode(env)),
     ];
     Ok(map(env, &pairs))
