@@ -479,7 +479,7 @@ defmodule Snakepit.Native do
   @spec pool_take(pool(), position :: non_neg_integer()) :: :ok
   def pool_take(_pool, _position), do: nif()
 
-  @doc "`%{size:, workers: [position], in_flight: [{position, calls}], waiting:, functions: [{name, arity, flags}]}`"
+  @doc "`%{size:, workers: [position], in_flight: [{position, calls}], waiting:, calls:, functions: [{name, arity, flags}]}`"
   @spec pool_info(pool()) :: map()
   def pool_info(_pool), do: nif()
 

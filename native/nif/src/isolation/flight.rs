@@ -176,6 +176,7 @@ fn send(
     }
     let outcome = match sent {
         Ok(Some(Ok((call, wake)))) => {
+            worker.count(call.number());
             spent(env, 2);
             let flight = Flight {
                 worker,

@@ -16,7 +16,7 @@ use snakepit_shm_core::error::Error;
 use snakepit_wire::DecodeError;
 use snakepit_wire::control::Function;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 const POSITIONS: usize = 256;
@@ -28,6 +28,8 @@ pub struct Pool {
     last: AtomicUsize,
     functions: OnceLock<Functions>,
     queue: Arc<SlotQueue>,
+    /// Calls of workers that have left.
+    past: AtomicU64,
 }
 
 static KIND: Kind = Kind::new();
@@ -209,6 +211,7 @@ fn pool_new(env: Env<'_>, size: usize) -> NifResult<Term<'_>> {
         last: AtomicUsize::new(0),
         functions: OnceLock::new(),
         queue: Arc::new(SlotQueue::default()),
+        past: AtomicU64::new(0),
     };
     Ok((atoms::ok(), Handle::new(pool).term(env)).encode(env))
 }
@@ -226,7 +229,8 @@ fn pool_take<'a>(env: Env<'a>, pool: Term<'a>, position: usize) -> NifResult<Ato
     let mut workers = pool.workers.write();
     let old = workers.get_mut(position).and_then(Option::take);
     drop(workers);
-    if old.is_some() {
+    if let Some(old) = old {
+        pool.past.fetch_add(old.published(), Ordering::Relaxed);
         // Who waits for a slot of the last worker now finds none.
         pool.queue.wake_all(env.as_c_arg());
     }
@@ -243,6 +247,7 @@ fn pool_info<'a>(env: Env<'a>, pool: Term<'a>) -> NifResult<Term<'a>> {
         .enumerate()
         .filter_map(|(position, worker)| Some((position, worker.as_ref()?.ring().in_flight())))
         .collect();
+    let now: u64 = workers.iter().flatten().map(|worker| worker.published()).sum();
     let size = workers.len();
     drop(workers);
     let positions: Vec<usize> = in_flight.iter().map(|(position, _)| *position).collect();
@@ -261,6 +266,7 @@ fn pool_info<'a>(env: Env<'a>, pool: Term<'a>) -> NifResult<Term<'a>> {
         (a::workers(), positions.encode(env)),
         (a::in_flight(), in_flight.encode(env)),
         (a::waiting(), pool.queue.length().encode(env)),
+        (a::calls(), (now + pool.past.load(Ordering::Relaxed)).encode(env)),
         (a::functions(), functions.encode(env)),
     ];
     Ok(map(env, &pairs))

@@ -74,6 +74,8 @@ pub struct Worker {
     functions: OnceLock<Vec<Function>>,
     queue: OnceLock<Arc<SlotQueue>>,
     faulty: AtomicBool,
+    /// Calls published, but for those that threads are counting right now: the highest number plus one.
+    published: AtomicU64,
     /// What calls answer that it had begun when it died.
     end: OnceLock<Saved>,
 }
@@ -144,6 +146,7 @@ impl Worker {
             functions: OnceLock::new(),
             queue: OnceLock::new(),
             faulty: AtomicBool::new(false),
+            published: AtomicU64::new(0),
             end: OnceLock::new(),
             ring,
         })
@@ -195,6 +198,16 @@ impl Worker {
     #[cold]
     pub fn fault(&self) {
         self.faulty.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes the number of a call. A store, not an addition: it is on the way of every call.
+    #[inline]
+    pub fn count(&self, number: u64) {
+        self.published.store(number + 1, Ordering::Relaxed);
+    }
+
+    pub fn published(&self) -> u64 {
+        self.published.load(Ordering::Relaxed)
     }
 
     #[cold]
