@@ -443,9 +443,10 @@ defmodule Snakepit.Native do
   def worker_stop(_worker), do: nif()
 
   @doc """
-  `%{in_flight:, slots:, closed:, releases:, calls:, executors:, status:}`. The last three are the worker's word: calls
-  answered, the number of the call that each executor works on (or nil), and `%{beats:, beat_age_ms:, resident:, objects:}` (nil
-  while it is being written).
+  `%{in_flight:, slots:, closed:, bell_closed:, releases:, orphans:, calls:, executors:, status:}`. `bell_closed`: it has closed
+  its doorbell and can wake nobody. The last four are the worker's word: executors that work on a call which was given up, calls
+  answered, the number of the call that each executor works on (or nil), and `%{beats:, beat_age_ms:, resident:, objects:}`
+  (nil while it is being written).
   """
   @spec worker_status(worker()) :: map()
   def worker_status(_worker), do: nif()

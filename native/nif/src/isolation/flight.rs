@@ -283,6 +283,7 @@ impl Flight {
             Cancel::Cancelled { started } => {
                 drop(self.worker.waits_no_more(slot, number));
                 self.worker.forget(&self.kept);
+                self.worker.gave_up(number);
                 GivenUp::Yes { started }
             }
             Cancel::Committed(call) => {
@@ -366,6 +367,7 @@ impl Drop for Flight {
         if let Some(call) = self.call.take() {
             drop(self.worker.waits_no_more(call.slot(), call.number()));
             self.worker.forget(&self.kept);
+            self.worker.gave_up(call.number());
             self.worker.ring().abandon(call);
         }
     }

@@ -71,6 +71,8 @@ pub struct Worker {
     releases: Arc<Releases>,
     /// Whom to wake, by slot, with the number of the call.
     parked: Box<[Parked]>,
+    /// Numbers of calls that were given up and may still be worked on.
+    given_up: Mutex<Vec<u64>>,
     functions: OnceLock<Vec<Function>>,
     queue: OnceLock<Arc<SlotQueue>>,
     faulty: AtomicBool,
@@ -143,6 +145,7 @@ impl Worker {
             replaced: AtomicU64::new(0),
             releases: Arc::new(Releases::new(incarnation)),
             parked: (0..plan.slots).map(|_| Mutex::new(None)).collect(),
+            given_up: Mutex::new(Vec::new()),
             functions: OnceLock::new(),
             queue: OnceLock::new(),
             faulty: AtomicBool::new(false),
@@ -268,6 +271,34 @@ impl Worker {
             Some((found, _)) if *found == number => place.take().map(|(_, waiter)| waiter),
             _ => None,
         }
+    }
+
+    /// A call that nobody waits for any more.
+    #[cold]
+    pub fn gave_up(&self, number: u64) {
+        let mut given_up = self.given_up.lock();
+        if given_up.len() >= 4 * self.parked.len() {
+            self.settle(&mut given_up);
+        }
+        given_up.push(number);
+    }
+
+    /// How many executors (by their own word) work for nobody.
+    fn orphans(&self) -> usize {
+        let mut given_up = self.given_up.lock();
+        self.settle(&mut given_up);
+        self.at_work().filter(|call| given_up.contains(call)).count()
+    }
+
+    /// Forgets what is neither worked on nor can still be in the queue.
+    fn settle(&self, given_up: &mut Vec<u64>) {
+        let queued = self.published().saturating_sub(self.parked.len() as u64);
+        let at_work: Vec<u64> = self.at_work().collect();
+        given_up.retain(|number| *number >= queued || at_work.contains(number));
+    }
+
+    fn at_work(&self) -> impl Iterator<Item = u64> {
+        (0..self.executors).filter_map(|index| self.ring.executor(index).call)
     }
 
     /// Whether the caller of this very call is on record.
@@ -591,6 +622,8 @@ fn worker_status<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
         (a::calls(), calls.encode(env)),
         (a::executors(), in_progress.encode(env)),
         (a::closed(), ring.closed().encode(env)),
+        (a::bell_closed(), worker.bell_closed.load(Ordering::Relaxed).encode(env)),
+        (a::orphans(), worker.orphans().encode(env)),
         (a::releases(), worker.releases.pending().encode(env)),
         (a::status(), status.encode(env)),
     ];
