@@ -54,7 +54,7 @@ defmodule Snakepit.Isolation.Info do
       calls: row.calls + Map.get(status, :calls, 0),
       in_flight: in_flight,
       executing: Enum.count(status[:executors] || [], & &1),
-      hung_calls: Map.get(status, :orphans, 0),
+      hung_calls: length(status[:orphans] || []),
       heartbeat_age: Worker.heartbeat_age(status),
       resident: status[:status][:resident],
       objects: status[:status][:objects]

@@ -90,7 +90,7 @@ defmodule Snakepit.Isolation.Worker do
       monitor: nil,
       doorbell: nil,
       output: nil,
-      # After a call has passed its deadline, until it is known whether it hangs: its function, and what was worked on.
+      # After a call has passed its deadline, until it is known whether it hangs: its function, and the calls given up.
       doubt: nil,
       # Why it has been killed, if it has.
       cause: nil,
@@ -110,8 +110,7 @@ defmodule Snakepit.Isolation.Worker do
   @impl true
   def handle_call({:hung, native, function}, _from, %{native: native, cause: nil, doubt: nil} = state) do
     Native.pool_take(state.shared.native, state.position - 1)
-    calls = Enum.reject(Native.worker_status(native).executors, &is_nil/1)
-    state = update(%{state | doubt: {function, calls}}, %{state: :ending})
+    state = update(%{state | doubt: {function, Native.worker_status(native).orphans}}, %{state: :ending})
     {:reply, :ok, doubt(state, hd(@doubts), tl(@doubts))}
   end
 
@@ -189,7 +188,7 @@ defmodule Snakepit.Isolation.Worker do
   # ── From start to service ─────────────────────────────────────────────────────────────────────────────────────
 
   defp start(%{shared: shared} = state) do
-    state = %{state | cause: nil, failure: nil, doubt: nil, watch: %{silent: 0, mute: 0, orphans: nil, starved: nil}}
+    state = %{state | cause: nil, failure: nil, doubt: nil, watch: %{silent: 0, mute: 0, orphans: %{}, starved: nil}}
     state = update(state, %{state: :starting, since: now()})
 
     with {:ok, native} <- Native.worker_new(spec(shared)),
@@ -505,23 +504,32 @@ defmodule Snakepit.Isolation.Worker do
     now = System.monotonic_time(:millisecond)
     # None, or one that cannot be read because it is being written all the time.
     silent? = options.heartbeat_timeout != :infinity and (heartbeat_age(status) || :never) > options.heartbeat_timeout
-    orphans? = Map.get(status, :orphans, 0) > 0
 
     watch = %{
       silent: if(silent?, do: before.silent + 1, else: 0),
       # It cannot wake anybody any more. It may be ending: then that is known by the next look.
-      mute: if(status[:bell_closed], do: before.mute + 1, else: 0),
-      orphans: if(orphans?, do: before.orphans || now),
+      mute: if(status.bell_closed, do: before.mute + 1, else: 0),
+      # Since when; the calls that are still the same ones.
+      orphans: Map.new(status.orphans, &{&1, Map.get(before.orphans, &1, now)}),
       starved: nil
     }
 
     cond do
       # Twice: the machine itself may have been asleep.
-      watch.mute > 1 -> lied(state, %{message: "it has closed its doorbell"})
-      watch.silent > 1 -> kill_for(state, :heartbeat, "shows no sign of life")
-      stuck?(before.starved, status, now) -> kill_for(state, :stuck, "no longer takes calls")
-      past?(watch.orphans, options.timeout, now) -> hangs(state, "a call whose caller has died goes on and on")
-      true -> %{state | watch: %{watch | starved: still(before.starved, now)}}
+      watch.mute > 1 ->
+        lied(state, %{message: "it has closed its doorbell"})
+
+      watch.silent > 1 ->
+        kill_for(state, :heartbeat, "shows no sign of life")
+
+      stuck?(before.starved, status, now) ->
+        kill_for(state, :stuck, "no longer takes calls")
+
+      Enum.any?(watch.orphans, fn {_call, since} -> past?(since, options.timeout, now) end) ->
+        hangs(state, "a call whose caller has died goes on and on")
+
+      true ->
+        %{state | watch: %{watch | starved: still(before.starved, now)}}
     end
   end
 
@@ -530,7 +538,7 @@ defmodule Snakepit.Isolation.Worker do
   def heartbeat_age(%{status: %{beat_age_ms: age}}), do: age
   def heartbeat_age(_), do: nil
 
-  defp past?(since, patience, now), do: is_integer(since) and patience != :infinity and now - since > patience
+  defp past?(since, patience, now), do: patience != :infinity and now - since > patience
 
   # A call passed its deadline before it was begun. That is nobody's fault if the worker works; if a tick later it has
   # still answered nothing and works on nothing, it is broken.
@@ -544,10 +552,10 @@ defmodule Snakepit.Isolation.Worker do
   defp still({_, at} = starved, now) when now - at < @tick, do: starved
   defp still(_, _now), do: nil
 
-  # Out of the pool until it is known whether what was being worked on then goes on.
+  # Out of the pool until it is known whether the call goes on.
   defp doubt(%{doubt: {function, calls}} = state, wait, waits) do
     cond do
-      not Enum.any?(calls, &(&1 in Native.worker_status(state.native).executors)) ->
+      not Enum.any?(calls, &(&1 in Native.worker_status(state.native).orphans)) ->
         return_to_service(%{state | doubt: nil})
 
       waits == [] ->

@@ -88,10 +88,10 @@ impl Waiter {
         Some(Waiter { pid, env: own, message })
     }
 
-    /// Sends the message. `env`: of the process that runs this.
-    pub fn wake(self, env: *mut ErlNifEnv) {
-        // SAFETY: the message is of the environment that goes with it. A receiver that is gone needs none.
-        unsafe { enif_send(env, &raw const self.pid, self.env.as_c_arg(), self.message) };
+    /// Sends the message. `env`: of the process that runs this. False: the receiver is gone, and needs none.
+    pub fn wake(self, env: *mut ErlNifEnv) -> bool {
+        // SAFETY: the message is of the environment that goes with it.
+        unsafe { enif_send(env, &raw const self.pid, self.env.as_c_arg(), self.message) != 0 }
     }
 
     /// Whether it waits with this reference.

@@ -38,12 +38,14 @@ impl SlotQueue {
 
     #[cold]
     pub fn wake(&self, env: *mut ErlNifEnv, most: usize) {
-        for _ in 0..most {
+        let mut woken = 0;
+        while woken < most {
             let mut waiters = self.waiters.lock();
             let Some(waiter) = waiters.pop_front() else { return };
             self.length.store(waiters.len(), Ordering::Relaxed);
             drop(waiters);
-            waiter.wake(env);
+            // Who has died meanwhile uses no slot.
+            woken += usize::from(waiter.wake(env));
         }
     }
 
@@ -104,10 +106,11 @@ fn wait_slot<'a>(env: Env<'a>, pool: Term<'a>, reference: Term<'a>, limit: usize
 #[rustler::nif]
 fn wait_slot_cancel<'a>(env: Env<'a>, pool: Term<'a>, reference: Term<'a>) -> NifResult<Term<'a>> {
     let pool = Ref::<Pool>::of(pool)?;
-    let answer = if pool.queue().leave(reference, atoms::slot()) {
-        atoms::ok()
-    } else {
-        atoms::sent()
-    };
-    Ok(answer.encode(env))
+    let queue = pool.queue();
+    if queue.leave(reference, atoms::slot()) {
+        return Ok(atoms::ok().encode(env));
+    }
+    // Its turn goes to the next one.
+    queue.wake(env.as_c_arg(), 1);
+    Ok(atoms::sent().encode(env))
 }

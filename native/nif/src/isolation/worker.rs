@@ -283,11 +283,11 @@ impl Worker {
         given_up.push(number);
     }
 
-    /// How many executors (by their own word) work for nobody.
-    fn orphans(&self) -> usize {
+    /// Numbers of the calls that executors (by their own word) work on for nobody.
+    fn orphans(&self) -> Vec<u64> {
         let mut given_up = self.given_up.lock();
         self.settle(&mut given_up);
-        self.at_work().filter(|call| given_up.contains(call)).count()
+        self.at_work().filter(|call| given_up.contains(call)).collect()
     }
 
     /// Forgets what is neither worked on nor can still be in the queue.
