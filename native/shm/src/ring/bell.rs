@@ -212,6 +212,11 @@ mod model {
     }
 
     impl Listener {
+        /// Another end that rings this bell.
+        pub(crate) fn ringer(&self) -> Ringer {
+            Ringer(Arc::clone(&self.0))
+        }
+
         /// Without a deadline: a model that loses a wake-up deadlocks, and loom says so.
         pub fn wait(&self, _deadline: Option<Instant>) -> Result<Wait> {
             let mut rings = self.0.rings.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -221,7 +226,7 @@ mod model {
             Ok(Wait::Rung(std::mem::take(&mut *rings)))
         }
 
-        /// The second bell is the first one in the models: executors ring that.
+        /// Executors wake each other with the first bell in the models.
         pub(crate) fn wait_also(&self, _other: Option<&Listener>, deadline: Option<Instant>) -> Result<Wait> {
             self.wait(deadline)
         }

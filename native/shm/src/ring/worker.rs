@@ -154,6 +154,10 @@ impl WorkerRing {
     }
 
     fn new(memory: std::sync::Arc<Memory>, layout: Layout, into: Listener, out: Ringer) -> Result<Self> {
+        #[cfg(not(loom))]
+        let siblings = bell::pair()?;
+        #[cfg(loom)]
+        let siblings = (into.ringer(), bell::pair()?.1);
         Ok(WorkerRing {
             memory,
             layout,
@@ -162,7 +166,7 @@ impl WorkerRing {
             stopped: AtomicBool::new(false),
             completions: OwnLine(AtomicU64::new(0)),
             watch: Mutex::new(Watch::default()),
-            siblings: bell::pair()?,
+            siblings,
             results: Mutex::new(Results {
                 ranges: Ranges::new(layout.plan.spill_bytes),
                 held: vec![None; layout.plan.slots as usize],
