@@ -74,6 +74,8 @@ defmodule Bench.Run do
     groups = Enum.filter(@groups, &String.contains?(String.downcase(&1.title()), String.downcase(options[:only] || "")))
     if groups == [], do: raise(Python.Failed, "No group has #{inspect(options.only)} in its title.\n\n#{@help}")
 
+    # Workers are killed and hang on purpose.
+    Logger.configure(level: :error)
     Python.require!(["numpy", "pycountry"])
     Peer.build()
     {:ok, instance} = Regions.start()

@@ -17,20 +17,13 @@ defmodule Bench.Rows.IsolatedLife do
     # So that the warden is there: it is started once in a VM.
     Isolated.with_library(:adder, fn anchor ->
       start = Measure.figure_of(for _ <- 1..context.runs.(200), do: start())
+      first = row(%{name: "load/2 and the first call/4", ours: start, bar: @start})
       memory = Measure.figure_of(for _ <- 1..context.runs.(20), do: memory())
+      name = "private memory of an idle worker"
+      second = row(%{name: name, ours: memory, bar: @memory, unit: :bytes})
       deaths = deaths(context)
       {:ok, 3} = Isolation.call(anchor, :add, [1, 2])
-
-      [
-        row(%{name: "load/2 and the first call/4", ours: start, bar: @start}),
-        row(%{
-          name: "private memory of an idle worker",
-          ours: memory,
-          bar: @memory,
-          unit: :bytes
-        })
-        | deaths
-      ]
+      [first, second | deaths]
     end)
   end
 
@@ -54,27 +47,20 @@ defmodule Bench.Rows.IsolatedLife do
 
   # ── Death ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+  # Each time another library: one whose workers keep crashing is made to wait.
   defp deaths(context) do
-    Isolated.with_library(:adder, [workers: 1, max_restarts: :infinity], fn lib ->
-      count = context.runs.(200)
-      killed = for _ <- 1..count, do: killed(context, lib)
-      crashed = with_crasher(fn crasher -> for _ <- 1..count, do: crashed(crasher) end)
-      [ended, told, served] = for i <- 0..2, do: Measure.figure_of(Enum.map(killed, &elem(&1, i)))
+    count = context.runs.(200)
+    killed = for _ <- 1..count, do: Isolated.with_library(:adder, &killed(context, &1))
+    crashed = for _ <- 1..count, do: Isolated.with_library(:crasher, &crashed/1)
+    [ended, told, served] = for i <- 0..2, do: Measure.figure_of(Enum.map(killed, &elem(&1, i)))
 
-      [
-        row(%{
-          name: "SIGKILL to the caller's error",
-          ours: told,
-          against: {"until the process has ended", ended}
-        }),
-        row(%{name: "SIGKILL to the next call's answer", ours: served, bar: @back}),
-        row(%{name: "a call that crashes: until its error", ours: Measure.figure_of(for {t, _} <- crashed, do: t)}),
-        row(%{name: "and until the next call's answer", ours: Measure.figure_of(for {_, s} <- crashed, do: s)})
-      ]
-    end)
+    [
+      row(%{name: "SIGKILL to the caller's error", ours: told, against: {"until the process has ended", ended}}),
+      row(%{name: "SIGKILL to the next call's answer", ours: served, bar: @back}),
+      row(%{name: "a call that crashes: until its error", ours: Measure.figure_of(for {t, _} <- crashed, do: t)}),
+      row(%{name: "and until the next call's answer", ours: Measure.figure_of(for {_, s} <- crashed, do: s)})
+    ]
   end
-
-  defp with_crasher(work), do: Isolated.with_library(:crasher, [workers: 1, max_restarts: :infinity], work)
 
   # {process ended, caller told, next call answered}, after the signal. The peer sends it; both read the same clock.
   defp killed(context, lib) do
