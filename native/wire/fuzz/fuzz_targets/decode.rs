@@ -12,7 +12,11 @@ unsafe fn copy(target: *mut u8, source: *const u8, length: usize) {
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    let limits = Limits { bytes: 1 << 16, words: 1 << 16, depth: 1000 };
+    let limits = Limits {
+        bytes: 1 << 16,
+        words: 1 << 16,
+        depth: 1000,
+    };
     let mut heap = Heap::new();
     let mut decoder = Decoder::new();
     let read = decoder.decode(&mut SliceSource::new(bytes), &limits, &mut heap);
@@ -24,12 +28,22 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(term) = read {
         let mut encoder = Encoder::new();
         let mut written = Vec::new();
-        let sent = encoder.encode(&mut heap, term, &Limits::DEFAULT, &mut VecSink::new(&mut written, 1 << 20));
+        let sent = encoder.encode(
+            &mut heap,
+            term,
+            &Limits::DEFAULT,
+            &mut VecSink::new(&mut written, 1 << 20),
+        );
         assert_eq!(sent, Ok(()));
         let again = decoder.decode(&mut SliceSource::new(&written), &Limits::DEFAULT, &mut heap);
         let mut rewritten = Vec::new();
         let again = again.expect("what was written is read");
-        let sent = encoder.encode(&mut heap, again, &Limits::DEFAULT, &mut VecSink::new(&mut rewritten, 1 << 20));
+        let sent = encoder.encode(
+            &mut heap,
+            again,
+            &Limits::DEFAULT,
+            &mut VecSink::new(&mut rewritten, 1 << 20),
+        );
         assert_eq!(sent, Ok(()));
         assert_eq!(written, rewritten);
     }
