@@ -22,7 +22,7 @@ defmodule Snakepit.Isolation.Worker do
   @farewell 500
   @burial 5_000
   # A call that passed its deadline may end at the same moment: it has so many ms more, looked at after each of these.
-  @doubts [0, 1, 2, 4, 8]
+  @doubts [1, 2, 4, 8]
   # Before the n-th restart in a row: nothing, 1, 2, 4, ... ms.
   @longest_delay 100
   @longest_text 2_000
@@ -110,8 +110,8 @@ defmodule Snakepit.Isolation.Worker do
   @impl true
   def handle_call({:hung, native, function}, _from, %{native: native, cause: nil, doubt: nil} = state) do
     Native.pool_take(state.shared.native, state.position - 1)
-    state = update(%{state | doubt: {function, Native.worker_status(native).orphans}}, %{state: :ending})
-    {:reply, :ok, doubt(state, hd(@doubts), tl(@doubts))}
+    state = update(%{state | doubt: {function, nil}}, %{state: :ending})
+    {:reply, :ok, doubt_later(state, @doubts)}
   end
 
   def handle_call({:lied, native, details}, _from, %{native: native, cause: nil} = state),
@@ -140,8 +140,8 @@ defmodule Snakepit.Isolation.Worker do
   def handle_info({:load_timeout, token}, %{token: token} = state) when token != nil,
     do: {:noreply, kill(state, :load_timeout)}
 
-  def handle_info({:doubt, token, wait, waits}, %{token: token, cause: nil} = state) when token != nil,
-    do: {:noreply, doubt(state, wait, waits)}
+  def handle_info({:doubt, token, waits}, %{token: token, cause: nil} = state) when token != nil,
+    do: {:noreply, doubt(state, waits)}
 
   def handle_info({:tick, token}, %{token: token} = state) when token != nil, do: {:noreply, tick(state)}
   def handle_info(:restart, %{native: nil, row: %{state: :waiting}} = state), do: {:noreply, start(state)}
@@ -553,17 +553,25 @@ defmodule Snakepit.Isolation.Worker do
   defp still(_, _now), do: nil
 
   # Out of the pool until it is known whether the call goes on.
-  defp doubt(%{doubt: {function, calls}} = state, wait, waits) do
+  defp doubt_later(state, [wait | waits]) do
+    Process.send_after(self(), {:doubt, state.token, waits}, wait)
+    state
+  end
+
+  defp doubt(%{doubt: {function, calls}} = state, waits) do
+    orphans = Native.worker_status(state.native).orphans
+    # Those of the first look, the one in question among them.
+    calls = calls || orphans
+
     cond do
-      not Enum.any?(calls, &(&1 in Native.worker_status(state.native).orphans)) ->
+      not Enum.any?(calls, &(&1 in orphans)) ->
         return_to_service(%{state | doubt: nil})
 
       waits == [] ->
         hangs(state, "#{name(function)} did not answer before its deadline")
 
       true ->
-        Process.send_after(self(), {:doubt, state.token, hd(waits), tl(waits)}, wait)
-        state
+        doubt_later(%{state | doubt: {function, calls}}, waits)
     end
   end
 
