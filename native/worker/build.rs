@@ -2,5 +2,14 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rustc-link-arg-bins=-Wl,--export-dynamic-symbol=enif_*");
+    println!("cargo:rerun-if-changed=c");
+    cc::Build::new()
+        .file("c/variadic.c")
+        .flag("-fexceptions")
+        .warnings(true)
+        .link_lib_modifier("+whole-archive")
+        .compile("snakepit_variadic");
+    for kind in ["bins", "tests", "benches"] {
+        println!("cargo:rustc-link-arg-{kind}=-Wl,--export-dynamic-symbol=enif_*");
+    }
 }

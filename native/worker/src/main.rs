@@ -14,7 +14,6 @@
 mod answer;
 mod executor;
 mod exit;
-mod host;
 mod keeper;
 mod output;
 mod packet;
@@ -23,6 +22,7 @@ mod thread;
 mod warden;
 mod worker;
 
+use snakepit_host::host;
 use std::ffi::CStr;
 
 #[cfg(not(test))]

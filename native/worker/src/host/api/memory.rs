@@ -1,0 +1,18 @@
+//! Memory that only the library knows.
+
+use std::ffi::c_void;
+
+api! {
+    fn enif_alloc(size: usize) -> *mut c_void {
+        // Nothing is something: libraries take null for no memory.
+        libc::malloc(size.max(1))
+    }
+
+    fn enif_free(memory: *mut c_void) {
+        libc::free(memory);
+    }
+
+    fn enif_realloc(memory: *mut c_void, size: usize) -> *mut c_void {
+        libc::realloc(memory, size.max(1))
+    }
+}

@@ -1,0 +1,89 @@
+//! What the library may know of the system that it runs in.
+
+use crate::host::entry::{MAJOR, MINOR};
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+/// `ErlNifSysInfo`. Tells of the host, not of the VM behind it.
+#[repr(C)]
+struct Information {
+    driver_major: c_int,
+    driver_minor: c_int,
+    erts_version: *const c_char,
+    otp_release: *const c_char,
+    thread_support: c_int,
+    smp_support: c_int,
+    async_threads: c_int,
+    scheduler_threads: c_int,
+    nif_major: c_int,
+    nif_minor: c_int,
+    dirty_schedulers: c_int,
+}
+
+type Report = Option<unsafe extern "C" fn(*mut c_void, *const c_char)>;
+
+unsafe fn report(handle: Report, argument: *mut c_void) {
+    // SAFETY: the library's handler; the text is null or terminated.
+    unsafe {
+        let text = libc::dlerror();
+        if let Some(handle) = handle {
+            handle(argument, text);
+        }
+    }
+}
+
+api! {
+    fn enif_system_info(place: *mut c_void, size: usize) {
+        // SAFETY of what is copied: plain data, no padding matters to who reads fields.
+        let information = Information {
+            driver_major: 3,
+            driver_minor: 3,
+            // The releases whose NIF API this is.
+            erts_version: c"15.0".as_ptr(),
+            otp_release: c"27".as_ptr(),
+            thread_support: 1,
+            smp_support: 1,
+            async_threads: 0,
+            scheduler_threads: std::thread::available_parallelism().map_or(1, |count| count.get() as c_int),
+            nif_major: MAJOR,
+            nif_minor: MINOR,
+            dirty_schedulers: 1,
+        };
+        // An older library has a shorter struct.
+        let size = size.min(size_of::<Information>());
+        std::ptr::copy_nonoverlapping((&raw const information).cast::<u8>(), place.cast(), size);
+    }
+
+    fn enif_getenv(key: *const c_char, value: *mut c_char, size: *mut usize) -> c_int {
+        let found = libc::getenv(key);
+        if found.is_null() {
+            return -1;
+        }
+        let found = CStr::from_ptr(found);
+        let length = found.count_bytes();
+        if length >= *size {
+            // What a buffer would need.
+            size.write(length + 1);
+            return 1;
+        }
+        std::ptr::copy_nonoverlapping(found.as_ptr(), value, length + 1);
+        size.write(length);
+        0
+    }
+
+    fn enif_dlopen(library: *const c_char, handle: Report, argument: *mut c_void) -> *mut c_void {
+        // Null is the program itself.
+        let opened = libc::dlopen(library, libc::RTLD_NOW);
+        if opened.is_null() {
+            report(handle, argument);
+        }
+        opened
+    }
+
+    fn enif_dlsym(library: *mut c_void, symbol: *const c_char, handle: Report, argument: *mut c_void) -> *mut c_void {
+        let found = libc::dlsym(library, symbol);
+        if found.is_null() {
+            report(handle, argument);
+        }
+        found
+    }
+}

@@ -1,0 +1,153 @@
+//! An executor runs calls in one thread: decodes the arguments into its env, runs the function and whatever it schedules,
+//! encodes what comes of it, clears the env.
+
+use super::env::Env;
+use super::load;
+use super::missing;
+use super::term::Term;
+use super::wire::{Answers, Arguments, Refusal};
+use snakepit_wire::{Decoder, EncodeError, EncoderOf, Limits, Name, Sink, SliceSource};
+use std::ffi::c_int;
+use std::sync::OnceLock;
+
+/// How a call ended. The payload of `Value` and `Raised` has been written.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Value,
+    Raised,
+    NotImplemented(&'static str),
+    BadArguments(String),
+    TooLarge,
+    NotEncodable(String),
+}
+
+/// A call of the library.
+#[derive(Debug)]
+pub struct Call<'a> {
+    pub function: u32,
+    pub arity: u32,
+    pub arguments: &'a [u8],
+    pub caller: Name,
+}
+
+static LIMITS: OnceLock<Limits> = OnceLock::new();
+
+/// Bounds of every answer; once, before [`load()`].
+pub fn limits(limits: Limits) {
+    let _ = LIMITS.set(limits);
+}
+
+/// What runs calls in one thread.
+#[derive(Debug)]
+pub struct Executor {
+    /// From a box. The library gets this pointer; no reference to the env lives while the library runs.
+    env: *mut Env,
+    decoder: Decoder<Term>,
+    encoder: EncoderOf<Answers>,
+    answers: Answers,
+    limits: Limits,
+}
+
+// SAFETY: the env is the executor's alone, its buffers and objects are counted atomically, and between calls no term and
+// no frame of the codecs is left.
+unsafe impl Send for Executor {}
+
+impl Default for Executor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        // SAFETY: `new` made it from a box, and no library function runs on it any more.
+        drop(unsafe { Box::from_raw(self.env) });
+    }
+}
+
+impl Executor {
+    pub fn new() -> Self {
+        Self {
+            env: Box::into_raw(Env::call()),
+            decoder: Decoder::new(),
+            encoder: EncoderOf::<Answers>::new(),
+            answers: Answers::default(),
+            limits: LIMITS.get().copied().unwrap_or(Limits::DEFAULT),
+        }
+    }
+
+    pub fn call<S: Sink>(&mut self, call: &Call<'_>, answer: &mut S) -> Outcome {
+        let outcome = self.run(call, answer);
+        // SAFETY: the library function has returned; the env is the executor's alone.
+        unsafe { (*self.env).clear() };
+        outcome
+    }
+
+    #[inline]
+    fn run<S: Sink>(&mut self, call: &Call<'_>, answer: &mut S) -> Outcome {
+        let Some(function) = load::function(call.function, call.arity) else {
+            return Outcome::BadArguments(format!("there is no function {}/{}", call.function, call.arity));
+        };
+        missing::taken();
+        let arguments = {
+            // SAFETY: no library function runs on this env now, so this is the only reference to it.
+            let env = unsafe { &mut *self.env };
+            env.caller = Term::local(call.caller).unwrap_or(Term::NON_VALUE);
+            // What the VM sends is bounded there, and by the slot; nothing of it is refused here again.
+            const SENT: Limits = Limits {
+                bytes: u64::MAX,
+                words: u64::MAX,
+                depth: u32::MAX,
+            };
+            let mut source = SliceSource::new(call.arguments);
+            let count = call.arity as usize;
+            match self.decoder.decode_all(&mut source, count, &SENT, &mut Arguments(env)) {
+                Ok(arguments) => arguments,
+                Err(error) => return Outcome::BadArguments(error.to_string()),
+            }
+        };
+        // SAFETY: the function is one of the library's table, of this arity; the arguments are terms of this env.
+        let mut result = unsafe { function(self.env, call.arity as c_int, arguments.as_ptr()) };
+        loop {
+            // SAFETY: the library function has returned.
+            let env = unsafe { &mut *self.env };
+            if let Some(symbol) = missing::taken() {
+                return Outcome::NotImplemented(symbol);
+            }
+            if let Some(reason) = env.exception {
+                return self.encode(reason, answer, Outcome::Raised);
+            }
+            if result.is_value() {
+                return self.encode(result, answer, Outcome::Value);
+            }
+            let Some(next) = env.scheduled.take() else {
+                return Outcome::NotEncodable("the function returned no term and raised nothing".to_owned());
+            };
+            // SAFETY: the library asked for this function with these arguments, and they are terms of this env. The
+            // vector lives until the function has returned.
+            result = unsafe { (next.function)(self.env, next.arguments.len() as c_int, next.arguments.as_ptr()) };
+        }
+    }
+
+    #[inline]
+    fn encode<S: Sink>(&mut self, term: Term, answer: &mut S, outcome: Outcome) -> Outcome {
+        match self.encoder.encode(&mut self.answers, term, &self.limits, answer) {
+            Ok(()) => {
+                self.answers.commit();
+                outcome
+            }
+            Err(error) => {
+                self.answers.undo();
+                Self::failed(error)
+            }
+        }
+    }
+
+    #[cold]
+    fn failed(error: EncodeError<Refusal>) -> Outcome {
+        match error {
+            EncodeError::Full | EncodeError::Bytes(_) | EncodeError::Words(_) => Outcome::TooLarge,
+            other => Outcome::NotEncodable(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Keys of pids and ports.
+//!
+//! A pid is a word, so that `ErlNifPid` can be copied with `memcpy`; its key, by which it is ordered and printed, is kept
+//! here. References and funs carry theirs. The VM's table is bounded, and so is this one: an index has one entry.
+
+use snakepit_wire::{Name, NameKind};
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+struct Entry {
+    generation: u32,
+    key: Box<[u8]>,
+}
+
+type Keys = HashMap<(u8, u32), Entry>;
+
+static KEYS: RwLock<Option<Keys>> = RwLock::new(None);
+
+/// Remembers the key of a pid or port; a later one with the same index takes its place.
+pub fn learn(name: Name, key: &[u8]) {
+    let place = (name.kind as u8, name.index);
+    let known = KEYS.read().unwrap_or_else(PoisonError::into_inner);
+    let entry = known.as_ref().and_then(|keys| keys.get(&place));
+    if key.is_empty() || entry.is_some_and(|entry| entry.generation == name.generation) {
+        return;
+    }
+    drop(known);
+    let mut keys = KEYS.write().unwrap_or_else(PoisonError::into_inner);
+    let entry = Entry {
+        generation: name.generation,
+        key: key.into(),
+    };
+    keys.get_or_insert_default().insert(place, entry);
+}
+
+/// Calls `use_key` with the key of a pid or port, if it is known.
+pub fn with_key<T>(name: Name, use_key: impl FnOnce(Option<&[u8]>) -> T) -> T {
+    let keys = KEYS.read().unwrap_or_else(PoisonError::into_inner);
+    let entry = keys.as_ref().and_then(|keys| keys.get(&(name.kind as u8, name.index)));
+    use_key(
+        entry
+            .filter(|entry| entry.generation == name.generation)
+            .map(|entry| &*entry.key),
+    )
+}
+
+/// What a key tells about a pid, port or reference: enough to order them as the VM does, and to print them.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Identity {
+    /// Most significant number first.
+    pub numbers: [u64; 5],
+    pub node: Vec<u8>,
+    pub creation: u32,
+}
+
+/// Takes a key apart; `None` for a fun's or for one that is not understood, which are ordered by their bytes.
+pub fn identity(kind: NameKind, key: &[u8]) -> Option<Identity> {
+    const PID: u8 = 103;
+    const NEW_PID: u8 = 88;
+    const PORT: u8 = 102;
+    const NEW_PORT: u8 = 89;
+    const V4_PORT: u8 = 120;
+    const NEW_REFERENCE: u8 = 114;
+    const NEWER_REFERENCE: u8 = 90;
+    let mut rest = key;
+    let tag = number(&mut rest, 1)? as u8;
+    let words = match tag {
+        NEW_REFERENCE | NEWER_REFERENCE => number(&mut rest, 2)? as usize,
+        _ => 0,
+    };
+    let node = atom(&mut rest)?;
+    let mut numbers = [0; 5];
+    let creation;
+    match (kind, tag) {
+        (NameKind::Pid, PID | NEW_PID) => {
+            numbers[1] = number(&mut rest, 4)?;
+            numbers[0] = number(&mut rest, 4)?;
+            creation = number(&mut rest, if tag == PID { 1 } else { 4 })?;
+        }
+        (NameKind::Port, PORT | NEW_PORT | V4_PORT) => {
+            numbers[0] = number(&mut rest, if tag == V4_PORT { 8 } else { 4 })?;
+            creation = number(&mut rest, if tag == PORT { 1 } else { 4 })?;
+        }
+        (NameKind::Reference, NEW_REFERENCE | NEWER_REFERENCE) if (1..=5).contains(&words) => {
+            creation = number(&mut rest, if tag == NEW_REFERENCE { 1 } else { 4 })?;
+            // The first word of a reference is its least significant one.
+            for word in numbers[5 - words..].iter_mut().rev() {
+                *word = number(&mut rest, 4)?;
+            }
+        }
+        _ => return None,
+    }
+    Some(Identity {
+        numbers,
+        node,
+        creation: creation as u32,
+    })
+}
+
+fn number(rest: &mut &[u8], bytes: usize) -> Option<u64> {
+    let (taken, left) = rest.split_at_checked(bytes)?;
+    *rest = left;
+    Some(taken.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+}
+
+fn atom(rest: &mut &[u8]) -> Option<Vec<u8>> {
+    let length = match number(rest, 1)? {
+        115 | 119 => number(rest, 1)?,
+        100 | 118 => number(rest, 2)?,
+        _ => return None,
+    };
+    let (text, left) = rest.split_at_checked(length as usize)?;
+    *rest = left;
+    Some(text.to_vec())
+}

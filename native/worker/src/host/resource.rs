@@ -1,0 +1,249 @@
+//! Resources: objects of the library, counted here, known to the VM by a number.
+//!
+//! References are held by the library (`enif_alloc_resource`, `enif_keep_resource`), by the envs that hold a term of
+//! the object, by buffers over the object's memory, and by the VM: as many as it was sent handles and has not yet
+//! released. The last reference that goes runs the destructor, in the thread that lets go.
+
+use super::env::Env;
+use super::term::Term;
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Mutex, PoisonError};
+
+pub type Destructor = unsafe extern "C" fn(*mut Env, *mut c_void);
+pub type DynamicCall = unsafe extern "C" fn(*mut Env, *mut c_void, *mut c_void);
+
+/// `ErlNifResourceTypeInit` of 2.16; older libraries have fewer fields.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Callbacks {
+    pub destructor: Option<Destructor>,
+    pub stop: Option<unsafe extern "C" fn(*mut Env, *mut c_void, c_int, c_int)>,
+    pub down: Option<unsafe extern "C" fn(*mut Env, *mut c_void, *mut c_void, *mut c_void)>,
+    pub members: c_int,
+    pub dynamic_call: Option<DynamicCall>,
+}
+
+/// `ErlNifResourceType`. Never freed: objects point to it.
+#[derive(Debug)]
+pub struct Type {
+    pub module: Term,
+    pub name: Term,
+    pub callbacks: Callbacks,
+}
+
+/// In front of the library's own bytes.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct Object {
+    kind: *const Type,
+    count: AtomicUsize,
+    size: usize,
+}
+
+const HEADER: usize = size_of::<Object>();
+
+static TYPES: Mutex<Vec<&'static Type>> = Mutex::new(Vec::new());
+
+/// Objects that the VM has handles to.
+struct Known {
+    next: u64,
+    objects: HashMap<u64, Sent>,
+    numbers: HashMap<usize, u64>,
+}
+
+struct Sent {
+    object: *mut Object,
+    handles: u64,
+}
+
+// SAFETY: the pointer is a counted reference to an object that any thread may release.
+unsafe impl Send for Sent {}
+
+static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+
+fn known<T>(work: impl FnOnce(&mut Known) -> T) -> T {
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    work(known.get_or_insert_with(|| Known {
+        next: 1,
+        objects: HashMap::new(),
+        numbers: HashMap::new(),
+    }))
+}
+
+/// Finds a type by module and name.
+pub fn find(module: Term, name: Term) -> Option<&'static Type> {
+    let types = TYPES.lock().unwrap_or_else(PoisonError::into_inner);
+    types
+        .iter()
+        .copied()
+        .find(|found| found.module == module && found.name == name)
+}
+
+/// A new type; `None` if there is one of this name.
+pub fn open(module: Term, name: Term, callbacks: Callbacks) -> Option<&'static Type> {
+    let mut types = TYPES.lock().unwrap_or_else(PoisonError::into_inner);
+    if types.iter().any(|found| found.module == module && found.name == name) {
+        return None;
+    }
+    let made: &'static Type = Box::leak(Box::new(Type {
+        module,
+        name,
+        callbacks,
+    }));
+    types.push(made);
+    Some(made)
+}
+
+fn layout(size: usize) -> Option<Layout> {
+    Layout::from_size_align(HEADER.checked_add(size)?, 16).ok()
+}
+
+/// A new object with one reference; null if there is no memory.
+pub fn allocate(kind: *const Type, size: usize) -> *mut Object {
+    let Some(layout) = layout(size) else {
+        return ptr::null_mut();
+    };
+    // SAFETY: the layout holds a header at least.
+    unsafe {
+        let object = alloc(layout).cast::<Object>();
+        if !object.is_null() {
+            object.write(Object {
+                kind,
+                count: AtomicUsize::new(1),
+                size,
+            });
+        }
+        object
+    }
+}
+
+/// The library's bytes.
+///
+/// # Safety
+/// `object` is alive.
+#[inline]
+pub unsafe fn data(object: *mut Object) -> *mut c_void {
+    // SAFETY: `allocate` reserved the header and the bytes behind it.
+    unsafe { object.cast::<u8>().add(HEADER).cast() }
+}
+
+/// The object of a library's pointer.
+///
+/// # Safety
+/// `data` is what `enif_alloc_resource` gave.
+#[inline]
+pub unsafe fn of_data(data: *mut c_void) -> *mut Object {
+    // SAFETY: the inverse of `data`.
+    unsafe { data.cast::<u8>().sub(HEADER).cast() }
+}
+
+/// # Safety
+/// `object` is alive.
+pub unsafe fn kind(object: *mut Object) -> *const Type {
+    // SAFETY: alive; written once.
+    unsafe { (*object).kind }
+}
+
+/// # Safety
+/// `object` is alive.
+pub unsafe fn size(object: *mut Object) -> usize {
+    // SAFETY: alive; written once.
+    unsafe { (*object).size }
+}
+
+/// # Safety
+/// `object` is alive.
+#[inline]
+pub unsafe fn keep(object: *mut Object) {
+    // SAFETY: alive. Relaxed: a new reference is made from an existing one.
+    unsafe { (*object).count.fetch_add(1, Ordering::Relaxed) };
+}
+
+/// # Safety
+/// The caller gives up a reference of his.
+pub unsafe fn release(object: *mut Object) {
+    // SAFETY: alive until the last reference is gone. Release pairs with the fence: what each holder did to the object
+    // happens before its destructor runs.
+    unsafe {
+        if (*object).count.fetch_sub(1, Ordering::Release) == 1 {
+            fence(Ordering::Acquire);
+            destroy(object);
+        }
+    }
+}
+
+/// # Safety
+/// Nobody refers to `object`.
+unsafe fn destroy(object: *mut Object) {
+    // SAFETY: alive, types live for ever. A destructor that takes the object up again (`enif_keep_resource`) keeps it, as
+    // in the VM: the count was raised to one for the time that it runs.
+    unsafe {
+        if let Some(destructor) = (*(*object).kind).callbacks.destructor {
+            (*object).count.store(1, Ordering::Relaxed);
+            let mut env = Env::callback();
+            destructor(&raw mut *env, data(object));
+            drop(env);
+            if (*object).count.fetch_sub(1, Ordering::Release) != 1 {
+                return;
+            }
+            fence(Ordering::Acquire);
+        }
+        if let Some(layout) = layout((*object).size) {
+            dealloc(object.cast(), layout);
+        }
+    }
+}
+
+/// The number under which the VM gets a handle to this object. The VM holds a reference for each handle.
+pub fn send(object: *mut Object) -> u64 {
+    known(|known| {
+        let number = *known.numbers.entry(object as usize).or_insert_with(|| {
+            known.next += 1;
+            known.next - 1
+        });
+        known
+            .objects
+            .entry(number)
+            .and_modify(|sent| sent.handles += 1)
+            .or_insert_with(|| {
+                // SAFETY: the sender's env holds it, so it is alive. This is the reference of all handles together.
+                unsafe { keep(object) };
+                Sent { object, handles: 1 }
+            });
+        number
+    })
+}
+
+/// The object with this number, with a reference for the caller.
+pub fn receive(number: u64) -> Option<*mut Object> {
+    known(|known| {
+        let sent = known.objects.get(&number)?;
+        // SAFETY: the table's reference keeps it alive while the table is locked.
+        unsafe { keep(sent.object) };
+        Some(sent.object)
+    })
+}
+
+/// The VM has dropped a handle to each of these.
+pub fn dropped(numbers: &[u64]) {
+    for number in numbers {
+        let last = known(|known| {
+            let sent = known.objects.get_mut(number)?;
+            sent.handles -= 1;
+            if sent.handles > 0 {
+                return None;
+            }
+            let object = known.objects.remove(number)?.object;
+            known.numbers.remove(&(object as usize));
+            Some(object)
+        });
+        if let Some(object) = last {
+            // SAFETY: the table's reference, which is nobody's any more. Outside of the lock: destructors may do anything.
+            unsafe { release(object) };
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! A library in this process: one for each test binary, as one for each worker.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use snakepit_host::host::{self, Call, Executor, Outcome};
+use snakepit_wire::control::{Failed, Loaded};
+use snakepit_wire::reference::{Heap, Value};
+use snakepit_wire::{Decoder, Encoder, Limits, Name, NameKind, SliceSource, VecSink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub const CALLER: Name = Name {
+    kind: NameKind::Pid,
+    index: 7,
+    generation: 3,
+};
+
+/// What a call gave.
+#[derive(Debug, PartialEq)]
+pub enum Answer {
+    Value(Value),
+    Raised(Value),
+    Other(Outcome),
+}
+
+pub struct Library {
+    loaded: Loaded,
+    executor: Executor,
+}
+
+pub fn encode(terms: &[Value]) -> Vec<u8> {
+    let mut heap = Heap::new();
+    let terms: Vec<_> = terms.iter().map(|term| heap.add(term.clone())).collect();
+    let mut bytes = Vec::new();
+    let mut sink = VecSink::new(&mut bytes, usize::MAX);
+    Encoder::new()
+        .encode_all(&mut heap, terms, &Limits::DEFAULT, &mut sink)
+        .unwrap();
+    bytes
+}
+
+pub fn decode(bytes: &[u8]) -> Value {
+    let mut heap = Heap::new();
+    let term = Decoder::new()
+        .decode(&mut SliceSource::new(bytes), &Limits::DEFAULT, &mut heap)
+        .unwrap();
+    heap.value(term)
+}
+
+/// Where Debian keeps a library of an OTP application.
+pub fn debian(pattern: &str, file: &str) -> Option<PathBuf> {
+    let applications = std::fs::read_dir("/usr/lib/erlang/lib").ok()?;
+    applications
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(pattern))
+        .map(|entry| entry.path().join(file))
+        .find(|path| path.with_extension("so").exists())
+}
+
+/// Compiles a C library of tests/hosted/.
+pub fn compile(source: &str) -> PathBuf {
+    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{source}_{}", std::process::id()));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/hosted")
+        .join(format!("{source}.c"));
+    let compiled = Command::new("cc")
+        .args([
+            "-shared",
+            "-fPIC",
+            "-O1",
+            "-g",
+            "-Wall",
+            "-pthread",
+            "-I/usr/lib/erlang/usr/include",
+            "-o",
+        ])
+        .arg(target.with_extension("so"))
+        .arg(source)
+        .status()
+        .unwrap();
+    assert!(compiled.success());
+    target
+}
+
+pub fn load(path: &Path, info: &Value) -> Result<Library, Failed> {
+    let loaded = host::load(path, &encode(std::slice::from_ref(info)))?;
+    Ok(Library {
+        loaded,
+        executor: Executor::new(),
+    })
+}
+
+impl Library {
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    /// Position of a function in the library's table.
+    pub fn position(&self, name: &str, arity: usize) -> u32 {
+        let of =
+            |function: &snakepit_wire::control::Function| function.name == name && function.arity as usize == arity;
+        self.loaded.functions.iter().position(of).unwrap() as u32
+    }
+
+    pub fn call(&mut self, name: &str, arguments: &[Value]) -> Answer {
+        let mut bytes = Vec::new();
+        match self.raw(name, arguments, &mut bytes, usize::MAX) {
+            Outcome::Value => Answer::Value(decode(&bytes)),
+            Outcome::Raised => Answer::Raised(decode(&bytes)),
+            other => Answer::Other(other),
+        }
+    }
+
+    pub fn raw(&mut self, name: &str, arguments: &[Value], answer: &mut Vec<u8>, room: usize) -> Outcome {
+        let encoded = encode(arguments);
+        let call = Call {
+            function: self.position(name, arguments.len()),
+            arity: arguments.len() as u32,
+            arguments: &encoded,
+            caller: CALLER,
+        };
+        self.executor.call(&call, &mut VecSink::new(answer, room))
+    }
+
+    /// The value of a call that gives one.
+    pub fn value(&mut self, name: &str, arguments: &[Value]) -> Value {
+        match self.call(name, arguments) {
+            Answer::Value(value) => value,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+pub fn binary(bytes: impl AsRef<[u8]>) -> Value {
+    Value::Binary(bytes.as_ref().to_vec())
+}
+
+pub fn atom(text: &str) -> Value {
+    Value::atom(text)
+}
