@@ -1,5 +1,11 @@
 //! Debian's jiffy, unmodified, in the host: its own loops in Erlang (`jiffy:decode/2`, `jiffy:encode/2`) are done here.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test has one reason to fail, and the line says which"
+)]
+
 mod hosted;
 
 use hosted::{Answer, Library, atom, binary};
@@ -21,9 +27,12 @@ fn decode(jiffy: &mut Library, json: &[u8]) -> Answer {
     jiffy.call("nif_decode_init", &[binary(json), Value::list([atom("return_maps")])])
 }
 
-/// As `jiffy:encode(Term)`: a binary, or an iolist of what was put in by Erlang.
+/// As `jiffy:encode(Term)`: a binary, or the pieces of a long one, the last first, which Erlang puts in order.
 fn encode(jiffy: &mut Library, term: Value) -> Vec<u8> {
-    flat(&jiffy.value("nif_encode_init", &[term, Value::Nil]))
+    match jiffy.value("nif_encode_init", &[term, Value::Nil]) {
+        Value::List(pieces, None) => pieces.iter().rev().flat_map(flat).collect(),
+        whole => flat(&whole),
+    }
 }
 
 fn flat(iolist: &Value) -> Vec<u8> {
