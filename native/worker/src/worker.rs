@@ -16,7 +16,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const CONTROL: RawFd = 3;
 const RING: RawFd = 4;
@@ -105,18 +105,26 @@ fn attach() -> Result<WorkerRing, Leave> {
 
 fn wait_for_load(vm: &Packets) -> Result<Load, Leave> {
     let mut buffer = vec![0; control::PACKET];
-    if !vm.wait(libc::POLLIN, LOAD_DEADLINE.as_millis() as libc::c_int) {
-        return Err(Leave::With(exit::NO_LOAD));
-    }
-    match vm.receive(&mut buffer) {
-        Received::Packet { length, .. } => match control::decode(&buffer[..length]) {
-            Ok(ToWorker::Load(load)) => Ok(load),
-            Ok(ToWorker::Stop) => Err(Leave::With(exit::DONE)),
-            Ok(ToWorker::Release { .. }) => Err(Leave::With(exit::PROTOCOL)),
-            Err(error) => Err(broken(format!("the VM's message cannot be read: {error}"))),
-        },
-        Received::Closed => Err(Leave::With(exit::DONE)),
-        Received::Nothing => Err(Leave::With(exit::NO_LOAD)),
+    let until = Instant::now() + LOAD_DEADLINE;
+    loop {
+        match vm.receive(&mut buffer) {
+            Received::Packet { length, .. } => {
+                return match control::decode(&buffer[..length]) {
+                    Ok(ToWorker::Load(load)) => Ok(load),
+                    Ok(ToWorker::Stop) => Err(Leave::With(exit::DONE)),
+                    Ok(ToWorker::Release { .. }) => Err(Leave::With(exit::PROTOCOL)),
+                    Err(error) => Err(broken(format!("the VM's message cannot be read: {error}"))),
+                };
+            }
+            Received::Closed => return Err(Leave::With(exit::DONE)),
+            Received::Nothing => {}
+        }
+        let rest = until.saturating_duration_since(Instant::now());
+        if rest.is_zero() {
+            return Err(Leave::With(exit::NO_LOAD));
+        }
+        // A signal (SIGCONT, say) ends the wait early, and one more millisecond makes up for what is cut off.
+        vm.wait(libc::POLLIN, rest.as_millis() as libc::c_int + 1);
     }
 }
 
