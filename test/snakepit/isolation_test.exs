@@ -302,12 +302,20 @@ defmodule Snakepit.IsolationTest do
 
     test "one that is thrown away leaves no slot taken" do
       library = load!(:adder, slots: 1)
+
+      for _ <- 1..10 do
+        {pid, monitor} = spawn_monitor(fn -> Isolation.call_async(library, :add, [1, 2]) end)
+        assert_receive {:DOWN, ^monitor, _, ^pid, :normal}, 10_000
+        assert {:ok, 3} = Isolation.call(library, :add, [1, 2])
+      end
+    end
+
+    test "are awaited by those who made them" do
+      library = load!(:adder)
       me = self()
-      {pid, monitor} = spawn_monitor(fn -> send(me, Isolation.call_async(library, :add, [1, 2])) end)
-      assert_receive {:DOWN, ^monitor, _, ^pid, _}
+      spawn_link(fn -> send(me, Isolation.call_async(library, :add, [1, 2])) end)
       assert_receive %Isolation.Async{} = call
-      assert_raise ArgumentError, fn -> Isolation.await(call) end
-      assert {:ok, 3} = Isolation.call(library, :add, [1, 2])
+      assert_raise ArgumentError, ~r/awaited by the process that made it/, fn -> Isolation.await(call) end
     end
 
     test "errors come when it is awaited" do
