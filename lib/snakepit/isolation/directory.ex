@@ -4,7 +4,7 @@ defmodule Snakepit.Isolation.Directory do
   # whose supervisor has ended counts as none.
   #
   #     {id, library, supervisor}
-  #     {{:atoms, path}, budget}   of new atoms, for the VM's lifetime
+  #     {{:atoms, path, limit}, budget}   of new atoms, for the VM's lifetime
   #
   # A library with a name is a persistent term too, which is read without copying.
 
@@ -82,10 +82,10 @@ defmodule Snakepit.Isolation.Directory do
     ArgumentError -> []
   end
 
-  @doc "The budget of new atoms of the library at that path: one for the VM's lifetime, whoever loads it again."
+  @doc "The budget of new atoms of the library at that path: one for the VM's lifetime, however often it is loaded again."
   @spec atoms(String.t(), non_neg_integer()) :: reference()
   def atoms(path, limit) do
-    key = {:atoms, path}
+    key = {:atoms, path, limit}
 
     case :ets.lookup(__MODULE__, key) do
       [{_, budget}] ->

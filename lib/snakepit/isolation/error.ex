@@ -11,7 +11,7 @@ defmodule Snakepit.Isolation.Error do
   | `:raised` | the library raised an exception: `exception` |
   | `:overloaded` | no slot was free until the deadline, or too many callers were waiting |
   | `:not_loaded` | the library is not there, or could not be loaded: the message says why |
-  | `:stale` | an argument is an object of a worker that has gone |
+  | `:stale` | an argument is an object of a worker that has gone (or of two workers), or the result a reference or fun of an earlier call |
   | `:quota_exceeded` | a bound was exceeded: payload, heap words, depth, atoms, names |
   | `:protocol` | the worker answered with what it cannot have been given, or wrote nonsense |
   | `:not_implemented` | the library called an `enif_` function that this version does not have |
@@ -196,9 +196,9 @@ defmodule Snakepit.Isolation.Error do
 
   defp explain(:not_loaded, _e, d), do: not_loaded(d)
 
-  defp explain(:stale, _e, _d),
+  defp explain(:stale, _e, d),
     do:
-      {"an argument is an object that lives in a worker that has gone, or in another worker of the pool",
+      {"an argument or the result names what is no more: #{d[:message] || "an object of a worker that has gone"}",
        "Make the object again; with workers: 1 all objects live in one worker."}
 
   defp explain(:quota_exceeded, _e, d),

@@ -2,7 +2,7 @@ defmodule Snakepit.Isolation.Info do
   @moduledoc false
   # What info/1 answers: rows of the workers, numbers of the native pool, and what each worker says of itself.
 
-  alias Snakepit.Isolation.{Directory, Library, Worker}
+  alias Snakepit.Isolation.{Library, Worker}
   alias Snakepit.Native
 
   @spec describe(Library.t(), pos_integer() | nil) :: map()
@@ -25,7 +25,7 @@ defmodule Snakepit.Isolation.Info do
       calls: pool.calls,
       in_flight: in_flight |> Map.values() |> Enum.sum(),
       waiting: pool.waiting,
-      atoms: Native.atoms_used(Directory.atoms(library.path, 0)),
+      atoms: library.table |> Library.lookup(:atoms) |> Native.atoms_used(),
       warden: warden,
       workers: Enum.map(rows, &worker(&1, Map.get(in_flight, &1.position - 1, 0)))
     }

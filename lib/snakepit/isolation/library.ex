@@ -76,6 +76,8 @@ defmodule Snakepit.Isolation.Library do
       table: :ets.new(__MODULE__, [:set, :public, read_concurrency: true])
     }
 
+    :ets.insert(shared.table, {:atoms, shared.atoms})
+
     workers =
       for position <- 1..options.workers do
         %{id: {Worker, position}, start: {Worker, :start_link, [shared, position]}, shutdown: 10_000}
@@ -103,6 +105,7 @@ defmodule Snakepit.Isolation.Library do
   # ── The table ─────────────────────────────────────────────────────────────────────────────────────────────────
 
   # {:pool, pid}
+  # {:atoms, budget}
   # {{:worker, position}, row}     what its process last wrote; outlives it
   # {{:native, worker}, pid}       who answers for a native worker, while it lives
 
