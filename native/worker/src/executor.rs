@@ -75,5 +75,7 @@ impl Executor<'_> {
             Outcome::TooLarge => answer.refuse(self.index, status::TOO_LARGE, ""),
             Outcome::NotEncodable(reason) => answer.refuse(self.index, status::NOT_ENCODABLE, &reason),
         }
+        // After the answer: the VM does not wait for memory that is given back.
+        self.host.clear();
     }
 }

@@ -76,15 +76,15 @@ impl Executor {
         }
     }
 
-    pub fn call<S: Sink>(&mut self, call: &Call<'_>, answer: &mut S) -> Outcome {
-        let outcome = self.run(call, answer);
+    /// Lets go of what the last call has made: to be called when its answer is on its way.
+    #[inline]
+    pub fn clear(&mut self) {
         // SAFETY: the library function has returned; the env is the executor's alone.
         unsafe { (*self.env).clear() };
-        outcome
     }
 
     #[inline]
-    fn run<S: Sink>(&mut self, call: &Call<'_>, answer: &mut S) -> Outcome {
+    pub fn call<S: Sink>(&mut self, call: &Call<'_>, answer: &mut S) -> Outcome {
         let Some(function) = load::function(call.function, call.arity) else {
             return Outcome::BadArguments(format!("there is no function {}/{}", call.function, call.arity));
         };
