@@ -26,6 +26,7 @@ fn main() {
         choice => {
             let wanted = |part| choice.is_none_or(|choice| choice == part);
             if wanted("awake") {
+                lines();
                 awake();
             }
             if wanted("asleep") {
@@ -137,6 +138,37 @@ fn finish(peer: &Peer, call: Call) {
 fn call(peer: &Peer) -> (Call, Wake) {
     let claim = peer.ring.claim().unwrap();
     peer.ring.publish(claim, REQUEST, Payload::Bytes(&ARGUMENTS)).unwrap()
+}
+
+/// The floor: two words on lines of their own, and nothing else. Between two threads: the lines do not know the difference.
+fn lines() {
+    #[repr(align(128))]
+    struct Line(AtomicU32);
+    const TRIPS: u32 = 400_000;
+    let lines = [Line(AtomicU32::new(0)), Line(AtomicU32::new(0))];
+    let mut times = Vec::with_capacity(TRIPS as usize);
+    std::thread::scope(|scope| {
+        let lines = &lines;
+        scope.spawn(move || {
+            pin(true, 1);
+            for trip in 1..=TRIPS {
+                while lines[0].0.load(Ordering::Acquire) != trip {
+                    spin_loop();
+                }
+                lines[1].0.store(trip, Ordering::Release);
+            }
+        });
+        pin(true, 0);
+        for trip in 1..=TRIPS {
+            let began = Instant::now();
+            lines[0].0.store(trip, Ordering::Release);
+            while lines[1].0.load(Ordering::Acquire) != trip {
+                spin_loop();
+            }
+            times.push(began.elapsed());
+        }
+    });
+    report("bare cache-line round trip, pinned", &mut times);
 }
 
 fn awake() {
