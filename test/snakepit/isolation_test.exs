@@ -372,7 +372,9 @@ defmodule Snakepit.IsolationTest do
       assert_receive {:results, {:ok, results}}, 60_000
       assert length(results) == 500
       {crashed, done} = Enum.split_with(results, &match?({:error, _}, &1))
-      assert [{:error, %Error{reason: :crashed, signal: :SIGKILL}}] = crashed
+      # The one that it was at, if it was at one.
+      assert length(crashed) <= 1
+      for error <- crashed, do: assert({:error, %Error{reason: :crashed, signal: :SIGKILL}} = error)
       assert Enum.all?(done, &(&1 == {:ok, :ok}))
     end
   end

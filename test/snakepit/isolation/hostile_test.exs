@@ -12,16 +12,15 @@ defmodule Snakepit.Isolation.HostileTest do
     bytes
   end
 
-  # The answer to a call is these bytes. They are there before the function returns, and seen if the caller looks
-  # before it does: both stay awake for long, and if one was held up it is done again.
-  @awake [spin: 1_000, worker_spin: 100_000, max_restarts: :infinity]
-
+  # The answer to a call is these bytes: they are there while the function still runs, and the caller looks then. (If it
+  # has looked too early, it gets the function's own answer, and does it again.)
   defp answer(library, bytes, options \\ [], tries \\ 100) do
     place = options[:place] || if(byte_size(bytes) <= 48, do: @tiny, else: @slot)
-    length = options[:length] || byte_size(bytes)
-    {:ok, 3} = Isolation.call(library, :add, [1, 2], timeout: 20_000)
+    arguments = [bytes, options[:status] || 0, options[:length] || byte_size(bytes), place, 50]
+    call = Isolation.call_async(library, :answer, arguments, timeout: 20_000)
+    begun(library, 1)
 
-    case Isolation.call(library, :answer, [bytes, options[:status] || 0, length, place, 5], timeout: 20_000) do
+    case Isolation.await(call) do
       {:ok, :ok} when tries > 0 -> answer(library, bytes, options, tries - 1)
       result -> result
     end
@@ -55,7 +54,7 @@ defmodule Snakepit.Isolation.HostileTest do
   end
 
   test "names that the worker was not given are protocol errors" do
-    library = load!(:hostile, @awake)
+    library = load!(:hostile, max_restarts: :infinity)
 
     for {what, bytes} <- names() do
       old = os_pid(library)
@@ -76,7 +75,7 @@ defmodule Snakepit.Isolation.HostileTest do
   end
 
   test "nonsense is a protocol error" do
-    library = load!(:hostile, @awake)
+    library = load!(:hostile, max_restarts: :infinity)
 
     for bytes <- [
           "",
@@ -109,7 +108,7 @@ defmodule Snakepit.Isolation.HostileTest do
   end
 
   test "an answer that says it lies elsewhere is a protocol error" do
-    library = load!(:hostile, @awake)
+    library = load!(:hostile, max_restarts: :infinity)
     one = <<97, 1>>
 
     for options <- [
@@ -128,7 +127,7 @@ defmodule Snakepit.Isolation.HostileTest do
   end
 
   test "bounds hold: atoms, depth, heap words" do
-    library = load!(:hostile, @awake ++ [max_atoms: 5, max_depth: 100, max_words: 1_024])
+    library = load!(:hostile, max_restarts: :infinity, max_atoms: 5, max_depth: 100, max_words: 1_024)
     before = :erlang.system_info(:atom_count)
     unique = System.unique_integer([:positive])
     atoms = for n <- 1..100, into: <<108, 100::32>>, do: atom("hostile_#{unique}_#{n}")
