@@ -1,0 +1,731 @@
+//! What the functions of the NIF API do, seen through a C library and the bytes that cross.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test has one reason to fail, and the line says which"
+)]
+
+mod hosted;
+
+use hosted::{Answer, CALLER, Library, atom, binary};
+use snakepit_host::host::{self, Outcome};
+use snakepit_wire::reference::Value;
+use snakepit_wire::{Name, NameKind};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+fn library() -> MutexGuard<'static, Library> {
+    static LIBRARY: LazyLock<Mutex<Library>> = LazyLock::new(|| {
+        let path = hosted::compile("terms");
+        Mutex::new(hosted::load(&path, &Value::Integer(42)).unwrap())
+    });
+    LIBRARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn int(value: i64) -> Value {
+    Value::Integer(value)
+}
+
+fn text(text: &str) -> Value {
+    Value::list(text.bytes().map(|byte| int(byte.into())))
+}
+
+fn name(kind: NameKind, index: u32, key: &[u8]) -> Value {
+    let name = Name {
+        kind,
+        index,
+        generation: 1,
+    };
+    Value::Name {
+        name,
+        key: key.to_vec(),
+    }
+}
+
+/// The key of a local pid with this number.
+fn pid_key(number: u32) -> Vec<u8> {
+    let mut key = vec![88, 119, 13];
+    key.extend_from_slice(b"nonode@nohost");
+    key.extend_from_slice(&number.to_be_bytes());
+    key.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0]);
+    key
+}
+
+fn pid(index: u32, number: u32) -> Value {
+    name(NameKind::Pid, index, &pid_key(number))
+}
+
+/// The key of a reference with these words, the most significant first.
+fn reference(index: u32, words: [u32; 3]) -> Value {
+    let mut key = vec![90, 0, 3, 119, 13];
+    key.extend_from_slice(b"nonode@nohost");
+    key.extend_from_slice(&[0, 0, 0, 0]);
+    words
+        .iter()
+        .rev()
+        .for_each(|word| key.extend_from_slice(&word.to_be_bytes()));
+    name(NameKind::Reference, index, &key)
+}
+
+fn big(negative: bool, magnitude: &[u8]) -> Value {
+    Value::Big {
+        negative,
+        magnitude: magnitude.to_vec(),
+    }
+}
+
+/// One of each kind, and each edge of the integers.
+fn samples() -> Vec<Value> {
+    let many = Value::map((0..100).map(|key| (int(key), binary(vec![key as u8; 70]))));
+    vec![
+        int(0),
+        int(-1),
+        int((1 << 59) - 1),
+        int(1 << 60),
+        int(-(1 << 60)),
+        int(-(1 << 60) - 1),
+        int(i64::MAX),
+        int(i64::MIN),
+        Value::Unsigned(u64::MAX),
+        big(false, &[0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        big(true, &[1, 0, 0, 0, 0, 0, 0, 128]),
+        big(true, &[9; 300]),
+        Value::Float(-0.0),
+        Value::Float(1e300),
+        atom("hello"),
+        atom("\u{3b1}\u{3b2}"),
+        atom(""),
+        Value::Nil,
+        Value::list([int(1), Value::list([int(2), Value::Nil])]),
+        Value::List(vec![int(1), int(2)], Some(Box::new(atom("tail")))),
+        Value::tuple([]),
+        Value::tuple([atom("a"), Value::tuple([int(1)])]),
+        Value::map([]),
+        Value::map([(atom("a"), int(1)), (Value::Float(1.0), int(2)), (int(1), int(3))]),
+        many,
+        binary(""),
+        binary("short"),
+        binary(vec![7; 100_000]),
+        Value::Bits {
+            bytes: vec![1, 0b1010_0000],
+            last: 3,
+        },
+    ]
+}
+
+#[test]
+fn the_library_describes_itself() {
+    let mut library = library();
+    assert_eq!(library.loaded().module, "terms");
+    let position = library.position("count_down", 2) as usize;
+    assert_eq!(library.loaded().functions[position].flags, 2);
+    let mut missing = library.loaded().missing.clone();
+    missing.sort_unstable();
+    assert_eq!(
+        missing,
+        ["enif_ioq_create", "enif_ioq_destroy", "enif_make_ref", "enif_send"]
+    );
+    assert_eq!(library.value("private_data", &[]), int(42));
+}
+
+#[test]
+fn terms_pass_through_unchanged() {
+    let mut library = library();
+    for sample in samples() {
+        // Maps come back in the order in which they went.
+        assert_eq!(
+            library.value("echo", std::slice::from_ref(&sample)),
+            hosted::decode(&hosted::encode(&[sample]))
+        );
+    }
+}
+
+#[test]
+fn copies_outlive_their_source() {
+    let mut library = library();
+    for sample in samples() {
+        let expected = hosted::decode(&hosted::encode(std::slice::from_ref(&sample)));
+        assert_eq!(library.value("copy", std::slice::from_ref(&sample)), expected);
+        library.value("keep", &[sample]);
+        for _ in 0..3 {
+            library.value("grow", &[int(300)]);
+        }
+        assert_eq!(library.value("kept_term", &[]), expected);
+    }
+}
+
+#[test]
+fn integers_fit_their_types() {
+    let mut library = library();
+    let no = || atom("no");
+    let cases = [
+        (int(-1), [int(-1), no(), int(-1), no()]),
+        (int(1 << 31), [no(), int(1 << 31), int(1 << 31), int(1 << 31)]),
+        (int(1 << 32), [no(), no(), int(1 << 32), int(1 << 32)]),
+        (int(i64::MAX), [no(), no(), int(i64::MAX), int(i64::MAX)]),
+        (int(i64::MIN), [no(), no(), int(i64::MIN), no()]),
+        (Value::Unsigned(u64::MAX), [no(), no(), no(), Value::Unsigned(u64::MAX)]),
+        (big(true, &[1, 0, 0, 0, 0, 0, 0, 128]), [no(), no(), no(), no()]),
+        (Value::Float(1.0), [no(), no(), no(), no()]),
+    ];
+    for (given, expected) in cases {
+        assert_eq!(library.value("integers", &[given]), Value::tuple(expected));
+    }
+}
+
+#[test]
+fn kinds_are_told_apart() {
+    let mut library = library();
+    let cases = [
+        (atom("a"), 1, 1 << 0),
+        (binary("b"), 2, 1 << 1),
+        (
+            Value::Bits {
+                bytes: vec![128],
+                last: 1,
+            },
+            2,
+            0,
+        ),
+        (Value::Float(1.0), 3, 1 << 10),
+        (int(1), 5, 1 << 10),
+        (Value::Unsigned(u64::MAX), 5, 1 << 10),
+        (Value::Nil, 6, 1 << 6 | 1 << 7),
+        (Value::list([int(1)]), 6, 1 << 6),
+        (Value::map([]), 7, 1 << 9),
+        (Value::tuple([]), 11, 1 << 8),
+        (pid(1, 1), 8, 1 << 4),
+        (name(NameKind::Port, 1, b""), 9, 1 << 5),
+        (reference(1, [1, 2, 3]), 10, 1 << 2),
+        (name(NameKind::Fun, 1, b"fun"), 4, 1 << 3),
+    ];
+    for (given, kind, is) in cases {
+        assert_eq!(
+            library.value("type", std::slice::from_ref(&given)),
+            Value::tuple([int(kind), int(is)]),
+            "{given:?}"
+        );
+    }
+}
+
+/// Ascending, no two equal.
+fn ordered() -> Vec<Value> {
+    vec![
+        big(true, &[0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        int(i64::MIN),
+        Value::Float(-1e18),
+        int(-1),
+        int(0),
+        Value::Float(0.5),
+        int(1),
+        int((1 << 53) + 1),
+        Value::Float(9_007_199_254_740_994.0),
+        Value::Float(9_223_372_036_854_775_808.0),
+        Value::Unsigned((1 << 63) + 1),
+        big(false, &[0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        Value::Float(1e300),
+        atom("a"),
+        atom("aa"),
+        atom("b"),
+        reference(9, [0, 1, 0]),
+        reference(2, [0, 1, 2]),
+        reference(1, [1, 0, 0]),
+        name(NameKind::Fun, 1, b"f"),
+        name(NameKind::Port, 1, b""),
+        pid(30, 1),
+        pid(20, 2),
+        Value::tuple([]),
+        Value::tuple([int(9)]),
+        Value::tuple([int(1), int(1)]),
+        Value::tuple([int(1), int(2)]),
+        Value::map([]),
+        Value::map([(int(1), int(9))]),
+        Value::map([(int(2), int(1))]),
+        Value::map([(Value::Float(1.0), int(1))]),
+        Value::map([(atom("a"), int(1))]),
+        Value::map([(atom("a"), int(2))]),
+        Value::map((0..40).map(|key| (int(key), int(0)))),
+        Value::Nil,
+        Value::list([int(1)]),
+        Value::list([int(1), int(2)]),
+        Value::List(vec![int(1)], Some(Box::new(binary("")))),
+        Value::list([int(2)]),
+        binary(""),
+        binary("a"),
+        Value::Bits {
+            bytes: vec![b'a', 0],
+            last: 1,
+        },
+        binary("aa"),
+        Value::Bits {
+            bytes: vec![b'b'],
+            last: 7,
+        },
+        binary("b"),
+    ]
+}
+
+#[test]
+fn order_is_erlangs() {
+    let mut library = library();
+    let ordered = ordered();
+    for (left, one) in ordered.iter().enumerate() {
+        for (right, other) in ordered.iter().enumerate() {
+            let Value::Tuple(told) = library.value("compare", &[one.clone(), other.clone()]) else {
+                panic!()
+            };
+            let expected = match left.cmp(&right) {
+                std::cmp::Ordering::Less => -1,
+                std::cmp::Ordering::Equal => 0,
+                std::cmp::Ordering::Greater => 1,
+            };
+            assert_eq!(
+                told[..2],
+                [int(expected), int((left == right).into())],
+                "{one:?} and {other:?}"
+            );
+            if left == right {
+                assert_eq!(told[2], int(1), "the hash of {one:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn equal_by_value_is_not_identical() {
+    let mut library = library();
+    let pairs = [
+        (int(1), Value::Float(1.0)),
+        (
+            Value::tuple([int(1 << 40)]),
+            Value::tuple([Value::Float((1_i64 << 40) as f64)]),
+        ),
+        (Value::Unsigned(1 << 63), Value::Float(9_223_372_036_854_775_808.0)),
+        (Value::Float(0.0), Value::Float(-0.0)),
+    ];
+    for (one, other) in pairs {
+        let Value::Tuple(told) = library.value("compare", &[one, other]) else {
+            panic!()
+        };
+        assert_eq!(told[..2], [int(0), int(0)]);
+    }
+}
+
+#[test]
+fn a_reference_is_itself_under_another_index() {
+    let mut library = library();
+    let told = library.value("compare", &[reference(4, [1, 2, 3]), reference(5, [1, 2, 3])]);
+    assert_eq!(told, Value::tuple([int(0), int(1), int(1)]));
+}
+
+#[test]
+fn what_cannot_be_made_is_badarg() {
+    let mut library = library();
+    let badarg = || Answer::Raised(atom("badarg"));
+    assert_eq!(library.call("not_a_number", &[]), badarg());
+    assert_eq!(library.call("infinite", &[]), badarg());
+    assert_eq!(library.call("long_atom", &[int(256)]), badarg());
+    assert_eq!(library.value("long_atom", &[int(255)]), atom(&"a".repeat(255)));
+    assert_eq!(library.call("add", &[int(1), atom("x")]), badarg());
+}
+
+#[test]
+fn an_exception_stays() {
+    let mut library = library();
+    let reason = Value::tuple([atom("why"), int(1)]);
+    assert_eq!(
+        library.call("raise_then_return", std::slice::from_ref(&reason)),
+        Answer::Raised(reason)
+    );
+    assert_eq!(library.value("add", &[int(1), int(2)]), int(3));
+}
+
+#[test]
+fn a_function_that_returns_nothing_is_told_so() {
+    let mut library = library();
+    let Answer::Other(Outcome::NotEncodable(message)) = library.call("nothing", &[]) else {
+        panic!()
+    };
+    assert!(message.contains("no term"), "{message}");
+}
+
+#[test]
+fn a_binary_of_a_term_is_copied_when_it_grows() {
+    let mut library = library();
+    for length in [0, 1, 64, 65, 5_000] {
+        let given = vec![b'.'; length];
+        let mut grown = given.clone();
+        grown.push(b'!');
+        if length > 0 {
+            grown[0] = b'x';
+        }
+        let both = library.value("realloc_inspected", &[binary(&given)]);
+        assert_eq!(both, Value::tuple([binary(&given), binary(&grown)]));
+    }
+}
+
+#[test]
+fn binaries_grow_and_are_shared() {
+    let mut library = library();
+    let bytes: Vec<u8> = (0..5_000).map(|byte| byte as u8).collect();
+    let parts = library.value("grow", &[int(5_000)]);
+    assert_eq!(parts, Value::list([binary(&bytes), binary(&bytes[1..4_999])]));
+    assert_eq!(
+        library.value("new_binary", &[int(1 << 20)]),
+        binary(vec![b'n'; 1 << 20])
+    );
+}
+
+#[test]
+fn iolists_become_binaries() {
+    let mut library = library();
+    let improper = |tail| Value::List(vec![int(98), binary("cd")], Some(Box::new(tail)));
+    let good = [
+        (Value::Nil, ""),
+        (binary("whole"), "whole"),
+        (Value::list([int(97), improper(binary("e")), Value::Nil]), "abcde"),
+    ];
+    for (given, expected) in good {
+        assert_eq!(library.value("iolist", &[given]), binary(expected));
+    }
+    for given in [
+        int(97),
+        atom("a"),
+        improper(int(1)),
+        Value::list([int(256)]),
+        Value::list([int(-1)]),
+    ] {
+        assert_eq!(library.call("iolist", &[given]), Answer::Raised(atom("badarg")));
+    }
+}
+
+#[test]
+fn lists_are_measured_and_reversed() {
+    let mut library = library();
+    let list = Value::list([int(1), int(2), int(3)]);
+    assert_eq!(
+        library.value("list", &[list]),
+        Value::list([int(3), int(3), int(2), int(1)])
+    );
+    assert_eq!(library.value("list", &[Value::Nil]), Value::list([int(0)]));
+    let improper = Value::List(vec![int(1)], Some(Box::new(int(2))));
+    assert_eq!(library.call("list", &[improper]), Answer::Raised(atom("badarg")));
+}
+
+#[test]
+fn maps_are_changed_and_looked_up() {
+    let mut library = library();
+    let badarg = || Answer::Raised(atom("badarg"));
+    let one = Value::map([(int(1), atom("one"))]);
+    let float = || Value::Float(1.0);
+    assert_eq!(library.value("map_get", &[one.clone(), int(1)]), atom("one"));
+    assert_eq!(library.call("map_get", &[one.clone(), float()]), badarg());
+    assert_eq!(library.call("map_get", &[atom("none"), int(1)]), badarg());
+    let changed = Value::map([(int(1), atom("uno"))]);
+    assert_eq!(library.value("map_put", &[one.clone(), int(1), atom("uno")]), changed);
+    assert_eq!(
+        library.value("map_update", &[one.clone(), int(1), atom("uno")]),
+        changed
+    );
+    assert_eq!(
+        library.call("map_update", &[one.clone(), int(2), atom("dos")]),
+        badarg()
+    );
+    assert_eq!(library.value("map_remove", &[one.clone(), int(1)]), Value::map([]));
+    assert_eq!(library.value("map_remove", &[one.clone(), int(2)]), one);
+    assert_eq!(library.call("map_remove", &[Value::Nil, int(2)]), badarg());
+    assert_eq!(library.value("map_from", &[int(1), int(1)]), atom("no"));
+    let two = Value::map([(int(1), atom("a")), (float(), atom("b"))]);
+    assert_eq!(
+        library.value("map_from", &[int(1), float()]),
+        hosted::decode(&hosted::encode(&[two]))
+    );
+}
+
+#[test]
+fn maps_of_any_size_keep_their_pairs() {
+    let mut library = library();
+    for count in [0, 1, 31, 32, 33, 34, 100, 1_000, 20_000] {
+        let expected = Value::map((0..count).map(|key| (int(key), int(2 * key))));
+        let expected = hosted::decode(&hosted::encode(&[expected]));
+        assert_eq!(library.value("map_many", &[int(count)]), expected, "{count}");
+    }
+}
+
+#[test]
+fn maps_of_the_vm_are_walked_in_the_vms_order() {
+    let mut library = library();
+    for count in [0, 1, 20, 40, 500] {
+        let map = Value::map((0..count).map(|key| (int(key * 7919 % 1_000), binary("v"))));
+        // The reference heap has an order of its own; what it writes is what the host gets.
+        let Value::Map(pairs) = hosted::decode(&hosted::encode(std::slice::from_ref(&map))) else {
+            panic!()
+        };
+        let pairs: Vec<Value> = pairs
+            .into_iter()
+            .map(|(key, value)| Value::tuple([key, value]))
+            .collect();
+        let forth_and_back = pairs.iter().chain(pairs.iter().rev()).cloned();
+        assert_eq!(library.value("map_walk", &[map]), Value::list(forth_and_back));
+    }
+}
+
+#[test]
+fn a_large_map_is_looked_up_changed_and_walked() {
+    let mut library = library();
+    let map = Value::map((0..1_000).map(|key| (Value::tuple([int(key)]), int(key))));
+    let key = || Value::tuple([int(500)]);
+    assert_eq!(library.value("map_get", &[map.clone(), key()]), int(500));
+    let Value::Map(pairs) = library.value("map_put", &[map.clone(), key(), atom("new")]) else {
+        panic!()
+    };
+    assert_eq!(pairs.len(), 1_000);
+    assert!(pairs.contains(&(key(), atom("new"))));
+    let Value::Map(pairs) = library.value("map_remove", &[map, key()]) else {
+        panic!()
+    };
+    assert_eq!(pairs.len(), 999);
+}
+
+#[test]
+fn the_external_format_goes_both_ways() {
+    let mut library = library();
+    for sample in samples() {
+        let Value::Binary(bytes) = library.value("to_binary", std::slice::from_ref(&sample)) else {
+            panic!()
+        };
+        let mut longer = bytes.clone();
+        longer.extend_from_slice(b"rest");
+        let back = library.value("from_binary", &[binary(longer), int(0)]);
+        let expected = hosted::decode(&hosted::encode(&[sample]));
+        assert_eq!(back, Value::tuple([int(bytes.len() as i64), expected]));
+    }
+    let no = atom("no");
+    for malformed in [
+        &b""[..],
+        &[131],
+        &[130, 97, 1],
+        &[131, 97],
+        &[131, 108, 255, 255, 255, 255],
+        &[131, 2, 0],
+    ] {
+        assert_eq!(library.value("from_binary", &[binary(malformed), int(0)]), no);
+    }
+    let new_atom = [&[131, 119, 8][..], b"not_seen"].concat();
+    assert_eq!(library.value("from_binary", &[binary(&new_atom), int(1)]), no);
+    assert_eq!(
+        library.value("from_binary", &[binary(&new_atom), int(0)]),
+        Value::tuple([int(11), atom("not_seen")])
+    );
+    // The VM writes lists of bytes so.
+    let string = [131, 107, 0, 2, 1, 2];
+    let list = Value::list([int(1), int(2)]);
+    assert_eq!(
+        library.value("from_binary", &[binary(string), int(0)]),
+        Value::tuple([int(6), list])
+    );
+}
+
+#[test]
+fn terms_are_printed_as_the_vm_prints_them() {
+    let mut library = library();
+    let cases = [
+        (int(-5), "-5"),
+        (Value::Unsigned(u64::MAX), "18446744073709551615"),
+        (big(true, &[0, 0, 0, 0, 0, 0, 0, 0, 1]), "-18446744073709551616"),
+        (Value::Float(1.5), "1.500000e+00"),
+        (atom("ok"), "ok"),
+        (atom("Not plain"), "'Not plain'"),
+        (Value::Nil, "[]"),
+        (text("str"), "\"str\""),
+        (Value::List(vec![int(1), int(2)], Some(Box::new(atom("t")))), "[1,2|t]"),
+        (Value::tuple([int(1), Value::tuple([])]), "{1,{}}"),
+        (Value::map([(int(1), Value::list([int(2)]))]), "#{1=>[2]}"),
+        (binary("text"), "<<\"text\">>"),
+        (binary([1, 2]), "<<1,2>>"),
+        (
+            Value::Bits {
+                bytes: vec![255, 0b1100_0000],
+                last: 2,
+            },
+            "<<255,3:2>>",
+        ),
+        (pid(50, 77), "<0.77.0>"),
+    ];
+    for (given, expected) in cases {
+        assert_eq!(library.value("print", &[given]), text(expected));
+    }
+    let formatted = "-3| 2.50|ab  |7|ff|q|%|{a}|   9|end";
+    assert_eq!(library.value("format", &[Value::tuple([atom("a")])]), text(formatted));
+}
+
+#[test]
+fn strings_and_atoms_fit_their_buffers() {
+    let mut library = library();
+    let cases = [
+        (text("sixteen"), 8, text("sixteen")),
+        (text("sixteens"), -8, text("sixteen")),
+        (Value::Nil, 1, Value::Nil),
+        (Value::list([int(256)]), 0, atom("no")),
+        (atom("a"), 0, atom("no")),
+    ];
+    for (given, length, read) in cases {
+        assert_eq!(library.value("string", &[given]), Value::tuple([int(length), read]));
+    }
+    let cases = [
+        (atom("seven77"), 8, int(7), text("seven77")),
+        (atom("eight888"), 0, int(8), atom("no")),
+        (atom("\u{e9}"), 2, int(1), Value::list([int(0xE9)])),
+        (atom("\u{3b1}"), 0, atom("no"), atom("no")),
+        (int(1), 0, atom("no"), atom("no")),
+    ];
+    for (given, written, length, read) in cases {
+        assert_eq!(
+            library.value("atom", &[given]),
+            Value::tuple([int(written), length, read])
+        );
+    }
+    assert_eq!(library.value("existing", &[binary("badarg")]), atom("badarg"));
+    assert_eq!(library.value("existing", &[binary("never seen")]), int(0));
+}
+
+#[test]
+fn the_caller_is_known() {
+    let mut library = library();
+    let caller = Value::Name {
+        name: CALLER,
+        key: Vec::new(),
+    };
+    assert_eq!(library.value("self", &[]), caller);
+    assert_eq!(library.value("local", &[pid(1, 1)]), int(1));
+    assert_eq!(library.value("local", &[name(NameKind::Port, 1, b"")]), int(2));
+    assert_eq!(library.value("local", &[reference(1, [1, 2, 3])]), int(0));
+    // A name goes back by its place alone.
+    let Value::Name { name: back, key } = library.value("echo", &[pid(9, 9)]) else {
+        panic!()
+    };
+    assert_eq!((back.index, back.generation, key), (9, 1, Vec::new()));
+}
+
+#[test]
+fn resources_live_as_long_as_somebody_holds_them() {
+    let mut library = library();
+    let destroyed = |library: &mut Library| match library.value("resources_destroyed", &[]) {
+        Value::Integer(sum) => sum,
+        other => panic!("{other:?}"),
+    };
+    let before = destroyed(&mut library);
+    let Value::Resource(id) = library.value("resource_new", &[int(1)]) else {
+        panic!()
+    };
+    let resource = || Value::Resource(id);
+    assert_eq!(
+        library.value("resource_get", &[resource()]),
+        Value::tuple([int(1), int(4)])
+    );
+    assert_eq!(
+        library.value("type", &[resource()]),
+        Value::tuple([int(10), int(1 << 2)])
+    );
+    // Two handles more, one of them in an answer that does not get through.
+    assert_eq!(
+        library.value("resource_twice", &[resource()]),
+        Value::list([resource(), resource()])
+    );
+    assert_eq!(
+        library.raw("resource_twice", &[resource()], &mut Vec::new(), 20),
+        Outcome::TooLarge
+    );
+    host::release(&[id, id]);
+    assert_eq!(destroyed(&mut library), before);
+    library.value("resource_retain", &[resource()]);
+    host::release(&[id]);
+    assert_eq!(destroyed(&mut library), before);
+    let Answer::Other(Outcome::BadArguments(message)) = library.call("resource_get", &[resource()]) else {
+        panic!()
+    };
+    assert!(message.contains("resource"), "{message}");
+    library.value("resource_drop", &[]);
+    assert_eq!(destroyed(&mut library), before + 1);
+    // One whose handle never left is destroyed with the call.
+    assert_eq!(library.value("resource_binary", &[]), binary(vec![b'r'; 96]));
+    assert_eq!(destroyed(&mut library), before + 1_001);
+    // What the VM has not been given means nothing.
+    host::release(&[id, 999_999]);
+}
+
+#[test]
+fn functions_go_on_later() {
+    let mut library = library();
+    assert_eq!(library.value("count_down", &[int(1_000), int(0)]), int(500_500));
+}
+
+#[test]
+fn threads_and_clocks_work() {
+    let mut library = library();
+    assert_eq!(library.value("threads", &[]), atom("ok"));
+    let (Value::Tuple(one), Value::Tuple(other)) = (library.value("times", &[]), library.value("times", &[])) else {
+        panic!()
+    };
+    assert_eq!(one.len(), 3);
+    assert_ne!(one, other);
+}
+
+#[test]
+fn what_is_not_there_names_itself() {
+    let mut library = library();
+    assert_eq!(
+        library.call("send", &[int(1)]),
+        Answer::Other(Outcome::NotImplemented("enif_send"))
+    );
+    assert_eq!(
+        library.call("queue", &[]),
+        Answer::Other(Outcome::NotImplemented("enif_ioq_create"))
+    );
+    let answer = library.call("to_binary", &[pid(1, 1)]);
+    let Answer::Other(Outcome::NotImplemented(symbol)) = answer else {
+        panic!("{answer:?}")
+    };
+    assert!(symbol.starts_with("enif_term_to_binary"), "{symbol}");
+    assert_eq!(library.value("add", &[int(1), int(2)]), int(3));
+}
+
+#[test]
+fn deep_terms_do_not_overflow_the_stack() {
+    let mut library = library();
+    assert_eq!(library.value("deep", &[int(1_000_000)]), atom("ok"));
+}
+
+#[test]
+fn a_large_answer_is_refused() {
+    let mut library = library();
+    let mut answer = Vec::new();
+    assert_eq!(
+        library.raw("new_binary", &[int(1_000)], &mut answer, 999),
+        Outcome::TooLarge
+    );
+}
+
+#[test]
+fn malformed_arguments_are_refused() {
+    let mut library = library();
+    let mut executor = host::Executor::new();
+    let function = library.position("echo", 1);
+    for (arity, bytes) in [
+        (1, &b""[..]),
+        (1, &[97]),
+        (1, &[97, 1, 97, 1]),
+        (2, &[97, 1, 97, 1]),
+        (1, &[255]),
+    ] {
+        let call = host::Call {
+            function,
+            arity,
+            arguments: bytes,
+            caller: CALLER,
+        };
+        let outcome = executor.call(&call, &mut snakepit_wire::Measure::default());
+        assert!(matches!(outcome, Outcome::BadArguments(_)), "{bytes:?}: {outcome:?}");
+    }
+    assert_eq!(library.value("echo", &[int(1)]), int(1));
+}
