@@ -3,6 +3,7 @@
 //! Reading a text by its number takes no lock: texts lie in pages that never move.
 
 use super::term::Term;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -88,8 +89,27 @@ impl Numbers {
 /// The atom with this text, if there is one already.
 #[inline]
 pub fn existing(text: &str) -> Option<Term> {
-    let numbers = NUMBERS.read().unwrap_or_else(PoisonError::into_inner);
-    numbers.map.get(text).map(|number| Term::atom(*number))
+    let mut hasher = TextHash::default();
+    hasher.write(text.as_bytes());
+    let place = hasher.finish() as usize % RECENT;
+    RECENTLY.with(|recently| {
+        // One more than the atom's number; 0 is none.
+        let known = recently[place].get().wrapping_sub(1);
+        if known != u32::MAX && self::text(known) == text {
+            return Some(Term::atom(known));
+        }
+        let numbers = NUMBERS.read().unwrap_or_else(PoisonError::into_inner);
+        let number = *numbers.map.get(text)?;
+        recently[place].set(number + 1);
+        Some(Term::atom(number))
+    })
+}
+
+const RECENT: usize = 256;
+
+thread_local! {
+    /// Atoms that this thread has asked for, by their hash values: spares it the lock.
+    static RECENTLY: [Cell<u32>; RECENT] = const { [const { Cell::new(0) }; RECENT] };
 }
 
 /// The atom with this text; `None` if the text is too long or the table (4 million atoms) is full.
