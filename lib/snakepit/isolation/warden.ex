@@ -70,7 +70,9 @@ defmodule Snakepit.Isolation.Warden do
   end
 
   @impl true
-  def handle_info({:select, native, _ref, :ready_input}, %{native: native} = state), do: {:noreply, read(state)}
+  # Hibernated: a worker that has ended is a term on this heap, and its ring stays mapped for as long.
+  def handle_info({:select, native, _ref, :ready_input}, %{native: native} = state),
+    do: {:noreply, read(state), :hibernate}
 
   # An owner that has gone without a word.
   def handle_info({:DOWN, monitor, :process, _, _}, state) do
