@@ -2,7 +2,7 @@ defmodule Snakepit.Isolation.DifferentialTest do
   # The same library in this VM and isolated: the same calls have the same results. The VM is the reference.
   use Snakepit.IsolationCase, async: false
 
-  @runs 600
+  @runs 1_000
   @int64 [0, 1, -1, 255, -256, 2_147_483_647, -2_147_483_649, 9_223_372_036_854_775_807, -9_223_372_036_854_775_808]
 
   # ── Terms ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -20,7 +20,7 @@ defmodule Snakepit.Isolation.DifferentialTest do
     end
 
     property = :proper.forall(terms(), same?)
-    assert :proper.quickcheck(property, [:quiet, numtests: @runs, max_size: 40])
+    assert :proper.quickcheck(property, [:quiet, numtests: @runs, max_size: 18])
     for term <- [List.duplicate(nil, 100_000), nested(10_000), large_map()], do: assert(same?.(term))
   end
 
