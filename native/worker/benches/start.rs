@@ -12,6 +12,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use snakepit_shm_core::ring::Plan;
 use snakepit_wire::control::{FromWarden, FromWorker};
 use std::time::{Duration, Instant};
 use support::{Warden, int, library::fixture, plan, value};
@@ -54,7 +55,9 @@ fn main() {
         let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
         println!("  {stage:<16} {:6.2} {:6.2} {:6.2}", at(50), at(90), at(99));
     }
-    let calls = awake(&warden.serving(&library));
+    let mut worker = warden.worker_with(Plan { executors: 1, ..plan() });
+    worker.load(&library, 1);
+    let calls = awake(&worker);
     println!("a call of add(1, 2) from Rust, worker awake, p50: {calls} ns");
     let (own, parts) = memory.unwrap();
     println!("private memory of an idle worker, without ring and library: {own} KiB");
@@ -65,10 +68,11 @@ fn main() {
 
 /// A call to a worker that is awake: the p50, in nanoseconds, with the reading of a clock in it.
 fn awake(worker: &support::Worker) -> u128 {
+    let function = worker.function("add", 2);
     let mut times: Vec<_> = (0..200_000)
         .map(|_| {
             let begin = Instant::now();
-            let call = worker.start("add", &[int(1), int(2)]);
+            let call = worker.submit(function, 2, &[97, 1, 97, 2]);
             assert_eq!(worker.answer(call, support::PATIENCE), value(int(3)));
             begin.elapsed().as_nanos()
         })

@@ -293,21 +293,30 @@ impl Worker {
         }
     }
 
-    pub fn start(&self, function: &str, arguments: &[Vec<u8>]) -> Call {
+    /// By which number calls name a function.
+    pub fn function(&self, name: &str, arity: usize) -> u32 {
         let functions = &self.loaded.as_ref().unwrap().functions;
-        let index = functions
+        functions
             .iter()
-            .position(|entry| entry.name == function && entry.arity as usize == arguments.len())
-            .unwrap_or_else(|| panic!("no function {function}/{}", arguments.len()));
+            .position(|entry| entry.name == name && entry.arity as usize == arity)
+            .unwrap_or_else(|| panic!("no function {name}/{arity}")) as u32
+    }
+
+    pub fn start(&self, function: &str, arguments: &[Vec<u8>]) -> Call {
+        let number = self.function(function, arguments.len());
+        self.submit(number, arguments.len() as u16, &arguments.concat())
+    }
+
+    pub fn submit(&self, function: u32, arity: u16, arguments: &[u8]) -> Call {
         let request = Request {
-            function: index as u32,
-            arity: arguments.len() as u16,
+            function,
+            arity,
             caller: Caller::default(),
         };
         let claim = self.ring.claim().unwrap();
         let (call, wake) = self
             .ring
-            .publish(claim, request, Payload::Bytes(&arguments.concat()))
+            .publish(claim, request, Payload::Bytes(arguments))
             .map_err(|(_, error)| error)
             .unwrap();
         if wake == Wake::Asleep {
