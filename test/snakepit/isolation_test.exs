@@ -257,6 +257,48 @@ defmodule Snakepit.IsolationTest do
       assert {:ok, {6, 6}} = Isolation.call(library, :sum, [[<<1, 1>>, [1 | <<1, 1, 1>>]]])
     end
 
+    test "an object finds its worker, whichever is the least busy" do
+      library = load!(:adder, workers: 2)
+      [{:ok, one}, {:ok, two}] = for n <- 1..2, do: Isolation.call(library, :cell_new, [n])
+      call_in_process(library, :sleep, [200], timeout: :infinity)
+
+      for _ <- 1..20 do
+        assert {:ok, 1} = Isolation.call(library, :cell_get, [one])
+        assert {:ok, 2} = Isolation.call(library, :cell_get, [two])
+      end
+    end
+
+    test "what is larger than the bounds is refused, and the worker lives on" do
+      library = load!(:adder, spill_size: 65_536, slot_size: 1_024)
+      os_pid = os_pid(library)
+      fits = :binary.copy("x", 60_000)
+      assert {:ok, ^fits} = Isolation.call(library, :echo, [fits])
+
+      for {function, arguments} <- [echo: [:binary.copy("x", 100_000)], fill: [100_000, 1], fill: [50_000_000, 1]] do
+        assert {:error, %Error{reason: :quota_exceeded} = error} = Isolation.call(library, function, arguments)
+        assert Exception.message(error) =~ "spill_size"
+      end
+
+      assert {:ok, 3} = Isolation.call(library, :add, [1, 2])
+      assert os_pid == os_pid(library)
+    end
+
+    test "large ones at the same time wait for each other's memory" do
+      library = load!(:adder, spill_size: 1_048_576, concurrency: 2)
+      data = :binary.copy("x", 600_000)
+      tasks = for _ <- 1..10, do: Task.async(fn -> Isolation.call(library, :size, [data], timeout: 60_000) end)
+      for task <- tasks, do: assert({:ok, 600_000} = Task.await(task, 60_000))
+    end
+
+    test "with more names than a worker may know at a time" do
+      library = load!(:adder, max_names: 64)
+      many = for _ <- 1..100, do: make_ref()
+      assert {:error, %Error{reason: :quota_exceeded} = error} = Isolation.call(library, :echo, [many])
+      assert Exception.message(error) =~ "max_names"
+      few = Enum.take(many, 20)
+      for _ <- 1..20, do: assert({:ok, ^few} = Isolation.call(library, :echo, [few]))
+    end
+
     test "an object of a worker that has gone is stale" do
       library = load!(:adder)
       {:ok, cell} = Isolation.call(library, :cell_new, [7])
