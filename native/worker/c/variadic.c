@@ -14,16 +14,16 @@
 typedef uint64_t term;
 typedef struct env env;
 
-/* Rust's part. */
-extern term enif_make_tuple_from_array(env *, const term *, unsigned);
-extern term enif_make_list_from_array(env *, const term *, unsigned);
+/* Rust's part; it does not write to the arrays. */
+extern term enif_make_tuple_from_array(env *, term *, unsigned);
+extern term enif_make_list_from_array(env *, term *, unsigned);
 extern char *snakepit_term_text(term);
 extern void *(*snakepit_thread_body(void *, void **))(void *);
 
 /* Up to here elements are collected on the stack. */
 #define FEW 32
 
-typedef term (*from_array)(env *, const term *, unsigned);
+typedef term (*from_array)(env *, term *, unsigned);
 
 static term collect(from_array make, env *e, unsigned count, va_list elements)
 {

@@ -56,12 +56,10 @@ pub fn debian(pattern: &str, file: &str) -> Option<PathBuf> {
         .find(|path| path.with_extension("so").exists())
 }
 
-/// Compiles a C library of tests/hosted/.
-pub fn compile(source: &str) -> PathBuf {
-    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{source}_{}", std::process::id()));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/hosted")
-        .join(format!("{source}.c"));
+/// Compiles C code into a library of this name. One that another process has open is replaced, not written to.
+pub fn compile_code(name: &str, code: &Path) -> PathBuf {
+    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let fresh = target.with_extension(std::process::id().to_string());
     let compiled = Command::new("cc")
         .args([
             "-shared",
@@ -73,12 +71,18 @@ pub fn compile(source: &str) -> PathBuf {
             "-I/usr/lib/erlang/usr/include",
             "-o",
         ])
-        .arg(target.with_extension("so"))
-        .arg(source)
+        .args([&fresh, code])
         .status()
         .unwrap();
     assert!(compiled.success());
+    std::fs::rename(fresh, target.with_extension("so")).unwrap();
     target
+}
+
+/// Compiles a C library of tests/hosted/.
+pub fn compile(source: &str) -> PathBuf {
+    let code = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hosted").join(source);
+    compile_code(source, &code.with_extension("c"))
 }
 
 pub fn load(path: &Path, info: &Value) -> Result<Library, Failed> {
