@@ -34,6 +34,7 @@ fn measure(library: &hosted::Library, name: &str, arguments: &[Value], calls: u3
                 answer.clear();
                 let outcome = executor.call(black_box(&call), &mut VecSink::new(&mut answer, usize::MAX));
                 assert_eq!(outcome, Outcome::Value);
+                executor.clear();
             }
             start.elapsed().as_nanos() as f64 / f64::from(calls)
         })

@@ -729,3 +729,21 @@ fn malformed_arguments_are_refused() {
     }
     assert_eq!(library.value("echo", &[int(1)]), int(1));
 }
+
+#[test]
+fn a_call_begins_anew_though_nobody_cleared_up() {
+    let library = library();
+    let mut executor = host::Executor::new();
+    let mut answer = Vec::new();
+    for (name, expected) in [("infinite", Outcome::Raised), ("self", Outcome::Value)] {
+        let function = library.position(name, 0);
+        let call = host::Call {
+            function,
+            arity: 0,
+            arguments: &[],
+            caller: CALLER,
+        };
+        let outcome = executor.call(&call, &mut snakepit_wire::VecSink::new(&mut answer, 100));
+        assert_eq!(outcome, expected);
+    }
+}

@@ -46,6 +46,8 @@ pub struct Executor {
     encoder: EncoderOf<Answers>,
     answers: Answers,
     limits: Limits,
+    /// A call was made since the env was cleared.
+    used: bool,
 }
 
 // SAFETY: the env is the executor's alone, its buffers and objects are counted atomically, and between calls no term and
@@ -73,14 +75,16 @@ impl Executor {
             encoder: EncoderOf::<Answers>::new(),
             answers: Answers::default(),
             limits: LIMITS.get().copied().unwrap_or(Limits::DEFAULT),
+            used: false,
         }
     }
 
-    /// Lets go of what the last call has made: to be called when its answer is on its way.
+    /// Lets go of what the last call has made: to be called when its answer is on its way. (Else the next call does.)
     #[inline]
     pub fn clear(&mut self) {
         // SAFETY: the library function has returned; the env is the executor's alone.
         unsafe { (*self.env).clear() };
+        self.used = false;
     }
 
     #[inline]
@@ -88,6 +92,10 @@ impl Executor {
         let Some(function) = load::function(call.function, call.arity) else {
             return Outcome::BadArguments(format!("there is no function {}/{}", call.function, call.arity));
         };
+        if self.used {
+            self.clear();
+        }
+        self.used = true;
         missing::taken();
         let arguments = {
             // SAFETY: no library function runs on this env now, so this is the only reference to it.

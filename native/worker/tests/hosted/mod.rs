@@ -122,7 +122,9 @@ impl Library {
             arguments: &encoded,
             caller: CALLER,
         };
-        self.executor.call(&call, &mut VecSink::new(answer, room))
+        let outcome = self.executor.call(&call, &mut VecSink::new(answer, room));
+        self.executor.clear();
+        outcome
     }
 
     /// The value of a call that gives one.
