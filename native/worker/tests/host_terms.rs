@@ -121,10 +121,7 @@ fn the_library_describes_itself() {
     assert_eq!(library.loaded().functions[position].flags, 2);
     let mut missing = library.loaded().missing.clone();
     missing.sort_unstable();
-    assert_eq!(
-        missing,
-        ["enif_ioq_create", "enif_ioq_destroy", "enif_make_ref", "enif_send"]
-    );
+    assert_eq!(missing, ["enif_make_ref", "enif_send"]);
     assert_eq!(library.value("private_data", &[]), int(42));
 }
 
@@ -678,10 +675,6 @@ fn what_is_not_there_names_itself() {
         library.call("send", &[int(1)]),
         Answer::Other(Outcome::NotImplemented("enif_send"))
     );
-    assert_eq!(
-        library.call("queue", &[]),
-        Answer::Other(Outcome::NotImplemented("enif_ioq_create"))
-    );
     let answer = library.call("to_binary", &[pid(1, 1)]);
     let Answer::Other(Outcome::NotImplemented(symbol)) = answer else {
         panic!("{answer:?}")
@@ -745,5 +738,35 @@ fn a_call_begins_anew_though_nobody_cleared_up() {
         };
         let outcome = executor.call(&call, &mut snakepit_wire::VecSink::new(&mut answer, 100));
         assert_eq!(outcome, expected);
+    }
+}
+
+#[test]
+fn queues_refer_to_bytes() {
+    let mut library = library();
+    let large = vec![b'L'; 1_000];
+    let parts = Value::list([binary("xy"), binary(""), binary(&large)]);
+    let whole = [&b"bcxyy"[..], &large].concat();
+    for (skip, head) in [
+        (0, &whole[..2]),
+        (1, b"c"),
+        (2, b"xy"),
+        (4, b"y"),
+        (5, &large),
+        (6, &large[1..]),
+    ] {
+        let expected = Value::tuple([binary(head), binary(&whole[skip..]), Value::Nil]);
+        assert_eq!(
+            library.value("queue", &[parts.clone(), int(skip as i64)]),
+            expected,
+            "{skip}"
+        );
+    }
+    for given in [
+        Value::list([int(1)]),
+        Value::List(vec![binary("a")], Some(Box::new(binary("b")))),
+        atom("a"),
+    ] {
+        assert_eq!(library.call("queue", &[given, int(0)]), Answer::Raised(atom("badarg")));
     }
 }

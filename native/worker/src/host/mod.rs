@@ -16,6 +16,7 @@ mod map;
 mod missing;
 mod name;
 mod order;
+mod portable_hash;
 mod print;
 mod resource;
 mod symbols;

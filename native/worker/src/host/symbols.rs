@@ -68,6 +68,7 @@ static ALL: &[&[Symbol]] = &[
     api::memory::SYMBOLS,
     api::numbers::SYMBOLS,
     api::processes::SYMBOLS,
+    api::queues::SYMBOLS,
     api::resources::SYMBOLS,
     api::system::SYMBOLS,
     api::terms::SYMBOLS,

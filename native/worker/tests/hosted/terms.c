@@ -50,6 +50,8 @@ NIF(compare)
                                                   enif_hash(ERL_NIF_INTERNAL_HASH, argv[1], 5)));
 }
 
+NIF(phash2) { return enif_make_uint64(env, enif_hash(ERL_NIF_PHASH2, argv[0], 0)); }
+
 NIF(type)
 {
     int is = 0;
@@ -450,12 +452,37 @@ NIF(times)
     return right && info.nif_major_version == 2 ? enif_now_time(env) : ATOM("wrong");
 }
 
+/* All but the first `skip` bytes of a list of binaries, through a queue: a binary, the list, a loose vector of it again. */
 NIF(queue)
 {
     ErlNifIOQueue *queue = enif_ioq_create(ERL_NIF_IOQ_NORMAL);
-    if (queue)
-        enif_ioq_destroy(queue);
-    return ATOM("ok");
+    ErlNifIOVec *vector = NULL, stack, *own = &stack;
+    ErlNifBinary binary, out;
+    ERL_NIF_TERM tail, head;
+    int count;
+    unsigned skip;
+    size_t size = 0, at = 0;
+    if (!enif_get_uint(env, argv[1], &skip) || !enif_inspect_iovec(env, 2, argv[0], &tail, &vector))
+        return enif_make_badarg(env);
+    enif_alloc_binary(3, &binary);
+    memcpy(binary.data, "abc", 3);
+    enif_ioq_enq_binary(queue, &binary, 1);
+    enif_ioq_enqv(queue, vector, 0);
+    if (!enif_inspect_iovec(NULL, 0, argv[0], &tail, &own))
+        return ATOM("wrong");
+    enif_ioq_enqv(queue, own, 1);
+    enif_free_iovec(own);
+    if (enif_ioq_deq(queue, enif_ioq_size(queue) + 1, NULL) || !enif_ioq_deq(queue, skip, &size) ||
+        size != enif_ioq_size(queue) || !enif_ioq_peek_head(env, queue, NULL, &head))
+        return ATOM("wrong");
+    SysIOVec *parts = enif_ioq_peek(queue, &count);
+    enif_alloc_binary(size, &out);
+    for (int i = 0; i < count; i++) {
+        memcpy(out.data + at, parts[i].iov_base, parts[i].iov_len);
+        at += parts[i].iov_len;
+    }
+    enif_ioq_destroy(queue);
+    return enif_make_tuple(env, 3, head, enif_make_binary(env, &out), tail);
 }
 
 NIF(send)
@@ -487,7 +514,7 @@ NIF(deep)
 }
 
 static ErlNifFunc functions[] = {
-    {"add", 2, add}, {"echo", 1, echo}, {"private_data", 0, private_data}, {"compare", 2, compare}, {"type", 1, type},
+    {"add", 2, add}, {"echo", 1, echo}, {"private_data", 0, private_data}, {"compare", 2, compare}, {"type", 1, type}, {"phash2", 1, phash2},
     {"copy", 1, copy}, {"keep", 1, keep}, {"kept_term", 0, kept_term}, {"integers", 1, integers},
     {"not_a_number", 0, not_a_number}, {"infinite", 0, infinite}, {"long_atom", 1, long_atom},
     {"raise_then_return", 1, raise_then_return}, {"nothing", 0, nothing}, {"realloc_inspected", 1, realloc_inspected},
@@ -499,7 +526,7 @@ static ErlNifFunc functions[] = {
     {"resource_retain", 1, resource_retain}, {"resource_drop", 0, resource_drop}, {"resource_twice", 1, resource_twice},
     {"resource_binary", 0, resource_binary}, {"resources_destroyed", 0, resources_destroyed},
     {"count_down", 2, count_down, ERL_NIF_DIRTY_JOB_IO_BOUND}, {"threads", 0, threads}, {"times", 0, times},
-    {"queue", 0, queue}, {"send", 1, send}, {"deep", 1, deep},
+    {"queue", 2, queue}, {"send", 1, send}, {"deep", 1, deep},
 };
 
 ERL_NIF_INIT(terms, functions, load, NULL, NULL, NULL)

@@ -1,9 +1,8 @@
-//! What needs the VM's answer, and will have it through events and requests of the worker; and the I/O queues.
+//! What needs the VM's answer, and will have it through events and requests of the worker.
 
 use crate::host::env::Env;
 use crate::host::term::Term;
 use std::ffi::{c_int, c_uint, c_void};
-use std::ptr::null_mut;
 
 absent! {
     fn enif_send(*mut Env, *const Term, *mut Env, Term) -> c_int = 0;
@@ -20,14 +19,4 @@ absent! {
     fn enif_select(*mut Env, c_int, c_uint, *mut c_void, *const Term, Term) -> c_int = -1;
     fn enif_select_x(*mut Env, c_int, c_uint, *mut c_void, *const Term, Term, *mut Env) -> c_int = -1;
     fn enif_set_option(*mut Env, c_int, *mut c_void) -> c_int = -1;
-    fn enif_ioq_create(c_int) -> *mut c_void = null_mut::<c_void>();
-    fn enif_ioq_destroy(*mut c_void);
-    fn enif_ioq_enq_binary(*mut c_void, *mut c_void, usize) -> c_int = 0;
-    fn enif_ioq_enqv(*mut c_void, *mut c_void, usize) -> c_int = 0;
-    fn enif_ioq_size(*mut c_void) -> usize = 0_usize;
-    fn enif_ioq_deq(*mut c_void, usize, *mut usize) -> c_int = 0;
-    fn enif_ioq_peek(*mut c_void, *mut c_int) -> *mut c_void = null_mut::<c_void>();
-    fn enif_ioq_peek_head(*mut Env, *mut c_void, *mut usize, *mut Term) -> c_int = 0;
-    fn enif_inspect_iovec(*mut Env, usize, Term, *mut Term, *mut *mut c_void) -> c_int = 0;
-    fn enif_free_iovec(*mut c_void);
 }

@@ -55,6 +55,7 @@ pub mod maps;
 pub mod memory;
 pub mod numbers;
 pub mod processes;
+pub mod queues;
 pub mod resources;
 pub mod system;
 pub mod terms;

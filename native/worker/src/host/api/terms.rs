@@ -3,12 +3,13 @@
 use crate::host::env::Env;
 use crate::host::order::{compare, identical};
 use crate::host::term::{Shape, Term};
-use crate::host::{copy, hash, missing};
+use crate::host::{copy, hash, missing, portable_hash};
 use snakepit_wire::NameKind;
 use std::ffi::c_int;
 
-/// `ERL_NIF_INTERNAL_HASH`; the other one is `ERL_NIF_PHASH2`.
+/// `ErlNifHash`.
 const INTERNAL: c_int = 1;
+const PHASH2: c_int = 2;
 
 fn is_name(term: Term, kind: NameKind) -> c_int {
     c_int::from(term.as_name().is_some_and(|name| name.kind == kind))
@@ -44,12 +45,18 @@ api! {
     }
 
     fn enif_hash(kind: c_int, term: Term, salt: u64) -> u64 {
-        if kind == INTERNAL {
+        match kind {
             // Of 32 bits in the VM.
-            return hash::of(term, salt) & 0xFFFF_FFFF;
+            INTERNAL => hash::of(term, salt) & 0xFFFF_FFFF,
+            PHASH2 => portable_hash::of(term).map_or_else(
+                || {
+                    missing::called("enif_hash(ERL_NIF_PHASH2) of a fun or resource");
+                    0
+                },
+                u64::from,
+            ),
+            _ => 0,
         }
-        missing::called("enif_hash(ERL_NIF_PHASH2)");
-        0
     }
 
     fn enif_term_type(_env: *mut Env, term: Term) -> c_int {
