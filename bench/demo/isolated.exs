@@ -75,8 +75,9 @@ defmodule Demo.Isolated do
     say("document", "#{Text.bytes(byte_size(large))}, the same #{@times} times: process #{shot} is at work on it")
 
     call = Task.async(fn -> {Isolation.call(lib, :nif_decode_init, [large, @decode]), now()} end)
+    # One that had not begun would be executed by the next process.
+    await("a call that has not begun", fn -> match?({:ok, %{workers: [%{executing: 1}]}}, Isolation.info(lib)) end)
     check(Task.yield(call, @into_the_call) == nil, "The call was over before it could be shot.")
-    {:ok, %{workers: [%{in_flight: 1}]}} = Isolation.info(lib)
     "SIG" <> name = to_string(signal)
     start = now()
     {_, 0} = System.cmd("kill", ["-#{name}", "#{shot}"])

@@ -69,23 +69,27 @@ defmodule Bench.Rows.IsolatedLife do
 
     caller =
       spawn_link(fn ->
-        send(parent, {self(), :calls})
         {:error, %Error{reason: :crashed}} = Isolation.call(lib, :sleep_forever, [], timeout: @deadline)
         told = clock()
         {:ok, 3} = Isolation.call(lib, :add, [1, 2])
         send(parent, {self(), told, clock()})
       end)
 
-    receive do
-      {^caller, :calls} -> Process.sleep(5)
-    end
-
+    # A call that had not begun would go to the next worker.
+    until_begun(lib)
     [sent, ended] = Peer.run(context.peer, ["kill", os_pid])
 
     receive do
       {^caller, told, served} -> {ended - sent, told - sent, served - sent}
     after
       @deadline -> raise "the caller of a killed worker has not been told"
+    end
+  end
+
+  defp until_begun(lib) do
+    case Isolation.info(lib) do
+      {:ok, %{workers: [%{executing: 1}]}} -> :ok
+      {:ok, _} -> Process.sleep(1) && until_begun(lib)
     end
   end
 
