@@ -8,14 +8,10 @@
 
 mod hosted;
 
-use hosted::{atom, binary};
+use hosted::{atom, binary, int};
 use snakepit_wire::reference::Value;
 use std::path::PathBuf;
 use std::process::Command;
-
-fn int(value: i64) -> Value {
-    Value::Integer(value)
-}
 
 /// Terms of all kinds that the VM can make from bytes, near each other's edges.
 fn terms() -> Vec<Value> {

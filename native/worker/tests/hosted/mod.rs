@@ -143,3 +143,94 @@ pub fn binary(bytes: impl AsRef<[u8]>) -> Value {
 pub fn atom(text: &str) -> Value {
     Value::atom(text)
 }
+
+pub fn int(value: i64) -> Value {
+    Value::Integer(value)
+}
+
+pub fn text(text: &str) -> Value {
+    Value::list(text.bytes().map(|byte| int(byte.into())))
+}
+
+pub fn name(kind: NameKind, index: u32, key: &[u8]) -> Value {
+    let name = Name {
+        kind,
+        index,
+        generation: 1,
+    };
+    Value::Name {
+        name,
+        key: key.to_vec(),
+    }
+}
+
+/// The key of a local pid with this number.
+pub fn pid_key(number: u32) -> Vec<u8> {
+    let mut key = vec![88, 119, 13];
+    key.extend_from_slice(b"nonode@nohost");
+    key.extend_from_slice(&number.to_be_bytes());
+    key.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0]);
+    key
+}
+
+pub fn pid(index: u32, number: u32) -> Value {
+    name(NameKind::Pid, index, &pid_key(number))
+}
+
+/// The key of a reference with these words, the most significant first.
+pub fn reference(index: u32, words: [u32; 3]) -> Value {
+    let mut key = vec![90, 0, 3, 119, 13];
+    key.extend_from_slice(b"nonode@nohost");
+    key.extend_from_slice(&[0, 0, 0, 0]);
+    words
+        .iter()
+        .rev()
+        .for_each(|word| key.extend_from_slice(&word.to_be_bytes()));
+    name(NameKind::Reference, index, &key)
+}
+
+pub fn big(negative: bool, magnitude: &[u8]) -> Value {
+    Value::Big {
+        negative,
+        magnitude: magnitude.to_vec(),
+    }
+}
+
+/// One of each kind, and each edge of the integers.
+pub fn samples() -> Vec<Value> {
+    let many = Value::map((0..100).map(|key| (int(key), binary(vec![key as u8; 70]))));
+    vec![
+        int(0),
+        int(-1),
+        int((1 << 59) - 1),
+        int(1 << 60),
+        int(-(1 << 60)),
+        int(-(1 << 60) - 1),
+        int(i64::MAX),
+        int(i64::MIN),
+        Value::Unsigned(u64::MAX),
+        big(false, &[0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        big(true, &[1, 0, 0, 0, 0, 0, 0, 128]),
+        big(true, &[9; 300]),
+        Value::Float(-0.0),
+        Value::Float(1e300),
+        atom("hello"),
+        atom("\u{3b1}\u{3b2}"),
+        atom(""),
+        Value::Nil,
+        Value::list([int(1), Value::list([int(2), Value::Nil])]),
+        Value::List(vec![int(1), int(2)], Some(Box::new(atom("tail")))),
+        Value::tuple([]),
+        Value::tuple([atom("a"), Value::tuple([int(1)])]),
+        Value::map([]),
+        Value::map([(atom("a"), int(1)), (Value::Float(1.0), int(2)), (int(1), int(3))]),
+        many,
+        binary(""),
+        binary("short"),
+        binary(vec![7; 100_000]),
+        Value::Bits {
+            bytes: vec![1, 0b1010_0000],
+            last: 3,
+        },
+    ]
+}

@@ -455,7 +455,7 @@ NIF(times)
 /* All but the first `skip` bytes of a list of binaries, through a queue: a binary, the list, a loose vector of it again. */
 NIF(queue)
 {
-    ErlNifIOQueue *queue = enif_ioq_create(ERL_NIF_IOQ_NORMAL);
+    ErlNifIOQueue *queue;
     ErlNifIOVec *vector = NULL, stack, *own = &stack;
     ErlNifBinary binary, out;
     ERL_NIF_TERM tail, head;
@@ -464,6 +464,7 @@ NIF(queue)
     size_t size = 0, at = 0;
     if (!enif_get_uint(env, argv[1], &skip) || !enif_inspect_iovec(env, 2, argv[0], &tail, &vector))
         return enif_make_badarg(env);
+    queue = enif_ioq_create(ERL_NIF_IOQ_NORMAL);
     enif_alloc_binary(3, &binary);
     memcpy(binary.data, "abc", 3);
     enif_ioq_enq_binary(queue, &binary, 1);
