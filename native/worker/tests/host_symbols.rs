@@ -10,12 +10,15 @@ use std::ffi::CString;
 
 const HEADER: &str = "/usr/lib/erlang/usr/include/erl_nif_api_funcs.h";
 
-/// Later than the header of OTP 25: of 2.17.
-const LATER: [&str; 4] = [
+/// Later than the header of OTP 25: of 2.17 and 2.18.
+const LATER: [&str; 7] = [
+    "enif_get_atom_cache_index",
     "enif_get_string_length",
     "enif_make_new_atom",
     "enif_make_new_atom_len",
+    "enif_max_atom_cache_index",
     "enif_set_option",
+    "enif_term_size",
 ];
 
 #[test]
