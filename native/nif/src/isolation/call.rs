@@ -3,6 +3,7 @@
 use super::flight::{self, Elements, Flight, GivenUp, Look, ON_SCHEDULER, Submitted, submit};
 use super::handle::{Handle, Kind, Object, Ref};
 use super::pool::Pool;
+use super::quick::{self, Quick};
 use super::saved::Waiter;
 use super::worker::Worker;
 use crate::atoms;
@@ -65,6 +66,13 @@ fn run<'a>(env: Env<'a>, arguments: [Term<'a>; 4], place: Where) -> NifResult<Te
     let [pool, name, list, spin] = arguments;
     let pool = Ref::<Pool>::of(pool)?;
     let spin_us = spin.decode::<u32>().map_err(|_| NifError::BadArg)?.min(LONGEST_SPIN);
+    if place == Where::Scheduler {
+        match quick::call(env, &pool, name, list, spin_us) {
+            Quick::Done(term) => return Ok(term),
+            Quick::Late(flight) => return Ok(late(env, flight, spin_us)),
+            Quick::No => {}
+        }
+    }
     let arity = list.list_length()?;
     if !name.is_atom() {
         return Err(NifError::BadArg);
@@ -97,15 +105,23 @@ fn run<'a>(env: Env<'a>, arguments: [Term<'a>; 4], place: Where) -> NifResult<Te
     if flight.wake(wake) {
         return Ok(pending(env, flight));
     }
-    match flight.spin(Duration::from_micros(spin_us.into())) {
-        Look::Answered(answer) => Ok(answered(env, flight, &answer, place)),
+    Ok(match flight.spin(Duration::from_micros(spin_us.into())) {
+        Look::Answered(answer) => answered(env, flight, &answer, place),
+        Look::Waiting => late(env, flight, if place == Where::Scheduler { spin_us } else { 0 }),
+        other => unanswered(env, flight, other),
+    })
+}
+
+/// Not answered within the `spent_us` that this scheduler has waited.
+#[cold]
+fn late(env: Env<'_>, flight: Flight, spent_us: u32) -> Term<'_> {
+    match flight.look() {
+        Look::Answered(answer) => answered(env, flight, &answer, Where::Scheduler),
         Look::Waiting => {
-            if place == Where::Scheduler {
-                flight::spent(env, spin_us * 4);
-            }
-            Ok(pending(env, flight))
+            flight::spent(env, spent_us * 4);
+            pending(env, flight)
         }
-        other => Ok(unanswered(env, flight, other)),
+        other => unanswered(env, flight, other),
     }
 }
 

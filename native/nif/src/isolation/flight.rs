@@ -7,7 +7,6 @@ use super::saved::Waiter;
 use super::scratch;
 use super::worker::Worker;
 use crate::atoms;
-use rustler::schedule::consume_timeslice;
 use rustler::sys::{ErlNifEnv, ErlNifTerm, enif_get_list_cell};
 use rustler::{Encoder, Env, Term};
 use snakepit_shm_core::ring::vm::{Answer, Call, Cancel, Claim, Park, Payload, Poll, Request, Wake};
@@ -79,6 +78,15 @@ impl Elements {
             env: list.get_env().as_c_arg(),
             rest: list.as_c_arg(),
         }
+    }
+}
+
+impl Elements {
+    /// What is behind the elements taken so far.
+    #[inline]
+    pub fn rest<'a>(&self, env: Env<'a>) -> Term<'a> {
+        // SAFETY: of the environment that this was made in, which is the caller's.
+        unsafe { Term::new(env, self.rest) }
     }
 }
 
@@ -156,7 +164,7 @@ fn send(
     let request = Request {
         function,
         arity,
-        caller: worker.caller(env),
+        caller: scratch::with(|scratch| scratch.caller(env, &worker)),
     };
     let mut kept = Vec::new();
     let mut claim = Some(claim);
@@ -178,14 +186,7 @@ fn send(
         Ok(Some(Ok((call, wake)))) => {
             worker.count(call.number());
             spent(env, 2);
-            let flight = Flight {
-                worker,
-                call: Some(call),
-                kept,
-                parked: Cell::new(false),
-                due: Cell::new(false),
-            };
-            return Ok(Submitted::Yes(flight, wake));
+            return Ok(Submitted::Yes(Flight::new(worker, call, kept), wake));
         }
         Ok(Some(Err((claim, error)))) => {
             ring.unclaim(claim);
@@ -211,6 +212,16 @@ fn refused(worker: &Worker, error: ring::Error) -> Submitted {
 }
 
 impl Flight {
+    pub fn new(worker: Handle<Worker>, call: Call, kept: Vec<Name>) -> Self {
+        Flight {
+            worker,
+            call: Some(call),
+            kept,
+            parked: Cell::new(false),
+            due: Cell::new(false),
+        }
+    }
+
     pub fn worker(&self) -> &Handle<Worker> {
         &self.worker
     }
@@ -304,7 +315,7 @@ impl Flight {
         let outcome = match answer.status {
             status::VALUE | status::RAISED => {
                 // SAFETY: just made in this environment.
-                let decoded = scratch::decode(env.as_c_arg(), &self.worker, &source)
+                let decoded = scratch::with(|scratch| scratch.decode(env.as_c_arg(), &self.worker, &source))
                     .map(|term| unsafe { Term::new(env, term) });
                 match decoded {
                     Ok(term) if answer.status == status::VALUE => (atoms::ok(), term).encode(env),
@@ -391,22 +402,7 @@ fn without_value(status: u16, text: &str) -> Failure {
     }
 }
 
-thread_local! {
-    static SPENT: Cell<u32> = const { Cell::new(0) };
-}
-
-/// Reports time spent on a scheduler, in quarters of a microsecond. A slice is a millisecond; the VM takes hundredths, so
-/// what is less adds up. Counted, not measured: a look at the clock costs a tenth of a call.
-#[inline]
+/// Reports time spent on a scheduler, in quarters of a microsecond.
 pub fn spent(env: Env<'_>, quarters: u32) {
-    const HUNDREDTH: u32 = 40;
-    SPENT.with(|spent| {
-        let sum = spent.get().saturating_add(quarters);
-        if sum >= HUNDREDTH {
-            consume_timeslice(env, (sum / HUNDREDTH).min(100) as i32);
-            spent.set(sum % HUNDREDTH);
-        } else {
-            spent.set(sum);
-        }
-    });
+    scratch::with(|scratch| scratch.spend(env, quarters));
 }

@@ -11,6 +11,7 @@ mod handle;
 mod names;
 mod packets;
 mod pool;
+mod quick;
 mod remote;
 mod saved;
 mod scratch;

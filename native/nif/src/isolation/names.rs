@@ -14,6 +14,7 @@ use snakepit_wire::{Name, NameKind};
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(Debug)]
 enum Contents {
@@ -41,8 +42,9 @@ pub struct Names {
     limit: usize,
     /// The next local name to be replaced.
     hand: usize,
-    /// Local names that were replaced so far.
-    replaced: u64,
+    /// Local names that were replaced so far. Shared with those who remember names: when it has moved, what they remember is
+    /// worth nothing.
+    replaced: Arc<AtomicU64>,
 }
 
 impl Names {
@@ -53,13 +55,17 @@ impl Names {
             by_word: HashMap::new(),
             limit,
             hand: 0,
-            replaced: 0,
+            replaced: Arc::default(),
         }
     }
 
-    /// Counts up whenever a local name leaves: what was remembered of the table is worth nothing then.
-    pub fn replaced(&self) -> u64 {
-        self.replaced
+    pub fn replaced(&self) -> &Arc<AtomicU64> {
+        &self.replaced
+    }
+
+    fn count_replaced(&self) {
+        // Relaxed: who reads the old number a moment longer sends a name that is stale.
+        self.replaced.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The name of a local pid or port. `key` is asked for when it is new.
@@ -183,7 +189,7 @@ impl Names {
                 self.by_word.remove(&word);
                 self.places[index].contents = Contents::Free;
                 self.free.push(index as u32);
-                self.replaced += 1;
+                self.count_replaced();
             }
         }
     }
@@ -197,7 +203,7 @@ impl Names {
             if let Contents::Local { word, .. } = &self.places[index].contents {
                 self.by_word.remove(word);
                 self.places[index].contents = Contents::Free;
-                self.replaced += 1;
+                self.count_replaced();
                 return Some(index as u32);
             }
         }

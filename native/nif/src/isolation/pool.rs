@@ -118,17 +118,20 @@ impl Pool {
         serving.peek().is_none() || serving.any(|worker| worker.ring().in_flight() < slots(worker))
     }
 
-    /// The worker for the next call: the least busy, of several the one used last.
+    /// Lets `usage` have the worker that was used last, if it is idle. Nobody can put or take workers meanwhile.
     #[inline]
+    pub fn with_idle<R>(&self, usage: impl FnOnce(&Handle<Worker>) -> R) -> Option<R> {
+        let workers = self.workers.read();
+        match workers.get(self.last.load(Ordering::Relaxed)) {
+            Some(Some(worker)) if worker.serves() && worker.ring().in_flight() == 0 => Some(usage(worker)),
+            _ => None,
+        }
+    }
+
+    /// The worker for the next call: the least busy, of several the one used last.
     pub fn choose(&self) -> Option<Handle<Worker>> {
         let workers = self.workers.read();
         let last = self.last.load(Ordering::Relaxed);
-        if let Some(Some(worker)) = workers.get(last)
-            && worker.ring().in_flight() == 0
-            && worker.serves()
-        {
-            return Some(worker.clone());
-        }
         let busy = |position: usize, worker: &Handle<Worker>| (worker.ring().in_flight(), position != last, position);
         let (_, position, worker) = workers
             .iter()

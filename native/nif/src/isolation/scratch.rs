@@ -6,10 +6,13 @@ use super::saved::{pid_word, self_pid};
 use super::terms::{Buffers, Destination, Pairs, VmBuilder, VmReader};
 use super::worker::Worker;
 use rustler::Env;
+use rustler::schedule::consume_timeslice;
 use rustler::sys::{ErlNifEnv, ErlNifTerm};
 use snakepit_shm_core::ring::Caller;
 use snakepit_shm_core::ring::vm::Source as Answer;
-use snakepit_wire::{DecodeError, Decoder, EncodeError, Encoder, Limits, Name, SliceSource, Source, VecSink};
+use snakepit_wire::{
+    DecodeError, Decoder, EncodeError, Encoder, Limits, Name, Sink, SliceSink, SliceSource, Source, VecSink,
+};
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
@@ -22,11 +25,18 @@ const CHUNK: usize = 4 << 10;
 /// Answers up to here are copied out whole before they are decoded.
 const WHOLE: usize = 16 << 10;
 
-struct Scratch {
+/// Arguments of a call that needs nothing else.
+const SMALL: usize = 512;
+
+pub struct Scratch {
     encoder: Encoder<ErlNifTerm, *const ErlNifTerm, Pairs>,
     decoder: Decoder<ErlNifTerm>,
     buffers: Buffers,
     bytes: Vec<u8>,
+    small: [u8; SMALL],
+    known: [KnownCaller; CALLERS],
+    /// Quarters of a microsecond that are not reported yet.
+    spent: u32,
 }
 
 impl Scratch {
@@ -36,11 +46,97 @@ impl Scratch {
             decoder: Decoder::new(),
             buffers: Buffers::new(),
             bytes: Vec::new(),
+            small: [0; SMALL],
+            known: [NOBODY; CALLERS],
+            spent: 0,
+        }
+    }
+
+    /// The calling process as an entry of the worker's table of names; the zero entry, which nobody has, when the table is
+    /// full.
+    #[inline]
+    pub fn caller(&mut self, env: Env<'_>, worker: &Worker) -> Caller {
+        let Some(word) = self_pid(env).map(pid_word) else {
+            return Caller::default();
+        };
+        let incarnation = worker.incarnation();
+        let known = &mut self.known[place(word, incarnation)];
+        if known.word == Some(word) && known.incarnation == incarnation && known.replaced == worker.replaced() {
+            return known.caller;
+        }
+        let Some((caller, replaced)) = worker.remember(env.as_c_arg(), word) else {
+            return Caller::default();
+        };
+        *known = KnownCaller {
+            incarnation,
+            replaced,
+            word: Some(word),
+            caller,
+        };
+        caller
+    }
+
+    /// Encodes a few small terms.
+    #[inline]
+    pub fn encode_small(
+        &mut self,
+        env: Env<'_>,
+        worker: &Worker,
+        terms: &[ErlNifTerm],
+        kept: &mut Vec<Name>,
+    ) -> std::result::Result<&[u8], EncodeError<Unreadable>> {
+        let to = Destination {
+            incarnation: worker.incarnation(),
+            names: worker.names(),
+            kept,
+        };
+        // SAFETY: the environment is the caller's, for the whole of this call.
+        let mut reader = unsafe { VmReader::new(env.as_c_arg(), to, &mut self.buffers) };
+        let mut sink = SliceSink::new(&mut self.small);
+        self.encoder
+            .encode_all(&mut reader, terms.iter().copied(), worker.limits(), &mut sink)?;
+        let length = sink.position();
+        Ok(&self.small[..length])
+    }
+
+    /// Decodes the one term of an answer.
+    #[inline]
+    pub fn decode(
+        &mut self,
+        env: *mut ErlNifEnv,
+        worker: &Worker,
+        answer: &Answer<'_>,
+    ) -> std::result::Result<ErlNifTerm, DecodeError<Unmakeable>> {
+        // SAFETY: the environment is the caller's, for the whole of this call.
+        let mut builder = unsafe { VmBuilder::new(env, Some(worker)) };
+        let limits = worker.limits();
+        if let Some(bytes) = answer.private() {
+            return self.decoder.decode(&mut SliceSource::new(bytes), limits, &mut builder);
+        }
+        if answer.len() <= WHOLE {
+            answer.read(&mut self.bytes);
+            return self
+                .decoder
+                .decode(&mut SliceSource::new(&self.bytes), limits, &mut builder);
+        }
+        self.decoder
+            .decode(&mut AnswerSource::new(answer), limits, &mut builder)
+    }
+
+    /// Reports time spent on a scheduler, in quarters of a microsecond. A slice is a millisecond; the VM takes hundredths,
+    /// so what is less adds up. Counted, not measured: a look at the clock costs a tenth of a call.
+    #[inline]
+    pub fn spend(&mut self, env: Env<'_>, quarters: u32) {
+        const HUNDREDTH: u32 = 40;
+        self.spent = self.spent.saturating_add(quarters);
+        if self.spent >= HUNDREDTH {
+            consume_timeslice(env, (self.spent / HUNDREDTH).min(100) as i32);
+            self.spent %= HUNDREDTH;
         }
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct KnownCaller {
     incarnation: u64,
     replaced: u64,
@@ -60,11 +156,11 @@ const NOBODY: KnownCaller = KnownCaller {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
-    static KNOWN: RefCell<[KnownCaller; CALLERS]> = const { RefCell::new([NOBODY; CALLERS]) };
 }
 
 /// A destructor in the middle of a call could come here again: it gets a scratch of its own.
-fn with<R>(usage: impl FnOnce(&mut Scratch) -> R) -> R {
+#[inline]
+pub fn with<R>(usage: impl FnOnce(&mut Scratch) -> R) -> R {
     SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
         Ok(mut scratch) => {
             let answer = usage(&mut scratch);
@@ -74,35 +170,6 @@ fn with<R>(usage: impl FnOnce(&mut Scratch) -> R) -> R {
             answer
         }
         Err(_) => usage(&mut Scratch::new()),
-    })
-}
-
-/// The calling process as an entry of the worker's table of names; the zero entry, which nobody has, when the table is full.
-#[inline]
-pub fn caller(env: Env<'_>, worker: &Worker) -> Caller {
-    let Some(word) = self_pid(env).map(pid_word) else {
-        return Caller::default();
-    };
-    let incarnation = worker.incarnation();
-    let replaced = worker.replaced();
-    KNOWN.with(|known| {
-        let Ok(mut known) = known.try_borrow_mut() else {
-            return Caller::default();
-        };
-        let place = &mut known[place(word, incarnation)];
-        if place.word == Some(word) && place.incarnation == incarnation && place.replaced == replaced {
-            return place.caller;
-        }
-        let Some((caller, replaced)) = worker.remember(env.as_c_arg(), word) else {
-            return Caller::default();
-        };
-        *place = KnownCaller {
-            incarnation,
-            replaced,
-            word: Some(word),
-            caller,
-        };
-        caller
     })
 }
 
@@ -189,34 +256,6 @@ pub fn decode_plain(
         scratch
             .decoder
             .decode(&mut SliceSource::new(bytes), limits, &mut builder)
-    })
-}
-
-/// Decodes the one term of an answer.
-#[inline]
-pub fn decode(
-    env: *mut ErlNifEnv,
-    worker: &Worker,
-    answer: &Answer<'_>,
-) -> std::result::Result<ErlNifTerm, DecodeError<Unmakeable>> {
-    with(|scratch| {
-        // SAFETY: the environment is the caller's, for the whole of this call.
-        let mut builder = unsafe { VmBuilder::new(env, Some(worker)) };
-        let limits = worker.limits();
-        if let Some(bytes) = answer.private() {
-            return scratch
-                .decoder
-                .decode(&mut SliceSource::new(bytes), limits, &mut builder);
-        }
-        if answer.len() <= WHOLE {
-            answer.read(&mut scratch.bytes);
-            return scratch
-                .decoder
-                .decode(&mut SliceSource::new(&scratch.bytes), limits, &mut builder);
-        }
-        scratch
-            .decoder
-            .decode(&mut AnswerSource::new(answer), limits, &mut builder)
     })
 }
 

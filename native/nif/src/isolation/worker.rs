@@ -66,8 +66,8 @@ pub struct Worker {
     ringer: Mutex<Option<Ringer>>,
     atoms: Handle<AtomsAccount>,
     names: Mutex<Names>,
-    /// Copy of [`Names::replaced`], to be read without the lock.
-    replaced: AtomicU64,
+    /// [`Names::replaced`], to be read without the lock.
+    replaced: Arc<AtomicU64>,
     releases: Arc<Releases>,
     /// Whom to wake, by slot, with the number of the call.
     parked: Box<[Parked]>,
@@ -120,6 +120,7 @@ impl Worker {
         let (output, their_output) =
             nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::os("pipe2", errno))?;
         packets::do_not_block(&output)?;
+        let names = Names::new(spec.names);
         Ok(Worker {
             incarnation,
             limits: Limits {
@@ -141,8 +142,8 @@ impl Worker {
             output: Channel::new(output),
             ringer: Mutex::new(Some(ringer)),
             atoms: spec.atoms.clone(),
-            names: Mutex::new(Names::new(spec.names)),
-            replaced: AtomicU64::new(0),
+            replaced: Arc::clone(names.replaced()),
+            names: Mutex::new(names),
             releases: Arc::new(Releases::new(incarnation)),
             parked: (0..plan.slots).map(|_| Mutex::new(None)).collect(),
             given_up: Mutex::new(Vec::new()),
@@ -228,12 +229,7 @@ impl Worker {
         }
     }
 
-    /// The calling process in the table of names.
     #[inline]
-    pub fn caller(&self, env: Env<'_>) -> Caller {
-        scratch::caller(env, self)
-    }
-
     pub fn replaced(&self) -> u64 {
         self.replaced.load(Ordering::Relaxed)
     }
@@ -242,9 +238,8 @@ impl Worker {
     pub fn remember(&self, env: *mut ErlNifEnv, word: rustler::sys::ErlNifTerm) -> Option<(Caller, u64)> {
         let mut names = self.names.lock();
         let name = names.local(env, NameKind::Pid, word, || super::terms::key(env, word));
-        let replaced = names.replaced();
+        let replaced = self.replaced();
         drop(names);
-        self.replaced.store(replaced, Ordering::Relaxed);
         let (Name { index, generation, .. }, _) = name.ok()?;
         Some((Caller { index, generation }, replaced))
     }
