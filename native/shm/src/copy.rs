@@ -18,7 +18,7 @@ type Memcpy = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> *mut c_
 /// # Safety
 /// Both ranges are mapped for the whole call, cannot be truncated meanwhile, and do not overlap.
 #[inline(never)]
-pub(crate) unsafe fn bytes(target: *mut u8, source: *const u8, length: usize) {
+pub unsafe fn bytes(target: *mut u8, source: *const u8, length: usize) {
     let mut memcpy: Memcpy = libc::memcpy;
     // SAFETY: the code is empty: the register comes back as it went in.
     unsafe { asm!("/* {0} */", inout(reg) memcpy, options(nostack, preserves_flags)) };

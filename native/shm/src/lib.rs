@@ -29,7 +29,7 @@ compile_error!("snakepit_shm_core has back ends for Linux only");
 pub mod backend;
 pub mod budget;
 mod cgroup;
-mod copy;
+pub mod copy;
 pub mod descriptor;
 pub mod error;
 pub mod header;

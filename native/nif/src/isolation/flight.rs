@@ -9,7 +9,7 @@ use super::worker::Worker;
 use crate::atoms;
 use rustler::sys::{ErlNifEnv, ErlNifTerm, enif_get_list_cell};
 use rustler::{Encoder, Env, Term};
-use snakepit_shm_core::ring::vm::{Answer, Call, Cancel, Claim, Park, Payload, Poll, Request, Wake};
+use snakepit_shm_core::ring::vm::{Answer, Call, Cancel, Claim, Park, Poll, Request, Wake};
 use snakepit_shm_core::ring::{self, status};
 use snakepit_wire::{EncodeError, Name};
 use std::cell::Cell;
@@ -167,44 +167,56 @@ fn send(
         caller: scratch::with(|scratch| scratch.caller(env, &worker)),
     };
     let mut kept = Vec::new();
-    let mut claim = Some(claim);
     let limit = limit.min(worker.limits().bytes as usize);
-    let sent = scratch::encode(env, &worker, arguments, &mut kept, limit, |bytes| {
-        let claim = claim.take()?;
-        let payload = Payload::Bytes(bytes);
-        Some(if quietly {
+    let outcome = scratch::encode(env, &worker, arguments, &mut kept, limit, |encoded, mut outgoing| {
+        let payload = match encoded {
+            Ok(()) => outgoing.payload(),
+            Err(_) => None,
+        };
+        let Some(payload) = payload else {
+            ring.unclaim(claim);
+            return match (outgoing.refused(), encoded) {
+                (Some(error), _) => Ok(Err(refused(&worker, error))),
+                (None, Err(error)) => Err(error),
+                (None, Ok(())) => Ok(Err(Submitted::Full)),
+            };
+        };
+        let published = if quietly {
             ring.publish_quietly(claim, request, payload)
                 .map(|call| (call, Wake::Awake))
         } else {
             ring.publish(claim, request, payload)
-        })
+        };
+        Ok(published.map_err(|(claim, error)| {
+            ring.unclaim(claim);
+            refused(&worker, error)
+        }))
     });
-    if let Some(claim) = claim {
-        ring.unclaim(claim);
-    }
-    let outcome = match sent {
-        Ok(Some(Ok((call, wake)))) => {
+    match outcome {
+        Ok(Ok((call, wake))) => {
             worker.count(call.number());
             spent(env, 2);
-            return Ok(Submitted::Yes(Flight::new(worker, call, kept), wake));
+            Ok(Submitted::Yes(Flight::new(worker, call, kept), wake))
         }
-        Ok(Some(Err((claim, error)))) => {
-            ring.unclaim(claim);
-            Ok(refused(&worker, error))
+        Ok(Err(refused)) => {
+            worker.forget(&kept);
+            Ok(refused)
         }
-        Ok(None) => Ok(Submitted::Full),
-        Err(error) => Err(error),
-    };
-    worker.forget(&kept);
-    outcome
+        Err(error) => {
+            worker.forget(&kept);
+            Err(error)
+        }
+    }
 }
 
-/// The arguments found no place: for now, or never.
+/// The arguments found no place: for now, because of others, or never.
 #[cold]
 fn refused(worker: &Worker, error: ring::Error) -> Submitted {
     let plan = worker.ring().plan();
     match error {
-        ring::Error::TooLarge { bytes, .. } if bytes <= u64::from(plan.spill_bytes.max(plan.slot_bytes)) => {
+        ring::Error::TooLarge { bytes, .. }
+            if bytes <= u64::from(plan.spill_bytes.max(plan.slot_bytes)) && worker.runs_short() =>
+        {
             Submitted::Full
         }
         other => Submitted::Failed(other.into()),

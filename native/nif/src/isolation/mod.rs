@@ -9,6 +9,7 @@ mod failure;
 mod flight;
 mod handle;
 mod names;
+mod outgoing;
 mod packets;
 mod pool;
 mod quick;

@@ -115,7 +115,7 @@ impl Pool {
     pub fn has_room(&self) -> bool {
         let workers = self.workers.read();
         let mut serving = workers.iter().flatten().filter(|worker| worker.serves()).peekable();
-        serving.peek().is_none() || serving.any(|worker| worker.ring().in_flight() < slots(worker))
+        serving.peek().is_none() || serving.any(|worker| worker.has_room())
     }
 
     /// Lets `usage` have the worker that was used last, if it is idle. Nobody can put or take workers meanwhile.

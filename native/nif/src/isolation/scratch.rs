@@ -2,6 +2,7 @@
 //! names of the last callers.
 
 use super::failure::{Failure, Result, Unmakeable, Unreadable};
+use super::outgoing::Outgoing;
 use super::saved::{pid_word, self_pid};
 use super::terms::{Buffers, Destination, Pairs, VmBuilder, VmReader};
 use super::worker::Worker;
@@ -186,18 +187,16 @@ pub fn word_bits(term: ErlNifTerm) -> usize {
     unsafe { std::mem::transmute::<ErlNifTerm, usize>(term) }
 }
 
-/// Encodes the terms one after the other, at most `limit` bytes, and lets `usage` have them.
-#[inline]
+/// Encodes the terms one after the other, at most `limit` bytes, on their way into the worker's ring.
 pub fn encode<R>(
     env: Env<'_>,
     worker: &Worker,
     terms: impl IntoIterator<Item = ErlNifTerm>,
     kept: &mut Vec<Name>,
     limit: usize,
-    usage: impl FnOnce(&[u8]) -> R,
-) -> std::result::Result<R, EncodeError<Unreadable>> {
+    usage: impl FnOnce(std::result::Result<(), EncodeError<Unreadable>>, Outgoing<'_>) -> R,
+) -> R {
     with(|scratch| {
-        scratch.bytes.clear();
         let to = Destination {
             incarnation: worker.incarnation(),
             names: worker.names(),
@@ -205,11 +204,11 @@ pub fn encode<R>(
         };
         // SAFETY: the environment is the caller's, for the whole of this call.
         let mut reader = unsafe { VmReader::new(env.as_c_arg(), to, &mut scratch.buffers) };
-        let mut sink = VecSink::new(&mut scratch.bytes, limit);
-        scratch
+        let mut sink = Outgoing::new(worker.ring(), &mut scratch.bytes, limit);
+        let encoded = scratch
             .encoder
-            .encode_all(&mut reader, terms, worker.limits(), &mut sink)?;
-        Ok(usage(&scratch.bytes))
+            .encode_all(&mut reader, terms, worker.limits(), &mut sink);
+        usage(encoded, sink)
     })
 }
 
@@ -221,7 +220,16 @@ pub fn encode_one(
     kept: &mut Vec<Name>,
     limit: usize,
 ) -> Result<Vec<u8>> {
-    encode(env, worker, [term.as_c_arg()], kept, limit, <[u8]>::to_vec).map_err(Failure::from)
+    let to = Destination {
+        incarnation: worker.incarnation(),
+        names: worker.names(),
+        kept,
+    };
+    let limits = Limits {
+        bytes: limit as u64,
+        ..*worker.limits()
+    };
+    encode_plain(env, to, term, &limits).map_err(Failure::from)
 }
 
 /// Encodes for nobody.

@@ -76,6 +76,8 @@ pub struct Worker {
     functions: OnceLock<Vec<Function>>,
     queue: OnceLock<Arc<SlotQueue>>,
     faulty: AtomicBool,
+    /// A payload has found no room beside those of other calls, none of which has ended since.
+    short: AtomicBool,
     /// Calls published, but for those that threads are counting right now: the highest number plus one.
     published: AtomicU64,
     /// What calls answer that it had begun when it died.
@@ -150,6 +152,7 @@ impl Worker {
             functions: OnceLock::new(),
             queue: OnceLock::new(),
             faulty: AtomicBool::new(false),
+            short: AtomicBool::new(false),
             published: AtomicU64::new(0),
             end: OnceLock::new(),
             ring,
@@ -222,8 +225,24 @@ impl Worker {
         }
     }
 
+    /// Whether a call of usual size would find a slot.
+    pub fn has_room(&self) -> bool {
+        let in_flight = self.ring.in_flight();
+        // Relaxed: whoever sees the mark too late looks again when a call ends.
+        in_flight < self.parked.len() && !(in_flight > 0 && self.short.load(Ordering::Relaxed))
+    }
+
+    /// Notes that a payload found no room. False: nobody else is there who could make some.
+    pub fn runs_short(&self) -> bool {
+        self.short.store(true, Ordering::Relaxed);
+        self.ring.in_flight() > 0
+    }
+
     #[inline]
     pub fn slot_freed(&self, env: *mut ErlNifEnv) {
+        if self.short.load(Ordering::Relaxed) {
+            self.short.store(false, Ordering::Relaxed);
+        }
         if let Some(queue) = self.queue.get() {
             queue.slot_freed(env);
         }
