@@ -1,75 +1,13 @@
 defmodule Snakepit.Native.IsolationProcessTest do
   # Warden and worker processes as the native functions start and end them, with the real executable and no library.
-  use ExUnit.Case, async: true
+  # Alone: it counts the VM's descriptors.
+  use ExUnit.Case, async: false
 
-  alias Snakepit.Native
+  import Snakepit.NativeWorker
 
-  @executable Path.expand("priv/native/snakepit_worker")
+  alias Snakepit.{Native, NativeWorker}
+
   @deadline 5_000
-
-  defp warden do
-    {:ok, warden} = Native.warden_spawn(@executable)
-    on_exit(fn -> Native.warden_close(warden) end)
-    assert {:hello, os_pid} = heard(warden)
-    {warden, os_pid}
-  end
-
-  defp spec(overrides \\ %{}) do
-    Map.merge(
-      %{
-        slots: 8,
-        slot_bytes: 4096,
-        spill_bytes: 1_048_576,
-        executors: 1,
-        spin_us: 50,
-        atoms: Native.atoms_new(100),
-        names: 64,
-        max_words: 1_048_576,
-        max_depth: 1000
-      },
-      overrides
-    )
-  end
-
-  defp worker(warden, token, overrides \\ %{}) do
-    {:ok, worker} = Native.worker_new(spec(overrides))
-    assert :ok = Native.warden_start(warden, token, worker, "test")
-    assert {:started, ^token, os_pid} = heard(warden)
-    assert {:hello, ^os_pid} = said(worker)
-    {worker, os_pid}
-  end
-
-  # The next message of the warden.
-  defp heard(warden) do
-    case Native.warden_receive(warden) do
-      {:ok, message} ->
-        message
-
-      :closed ->
-        :closed
-
-      :again ->
-        :ok = Native.warden_select(warden)
-        assert_receive {:select, ^warden, :undefined, :ready_input}, @deadline
-        heard(warden)
-    end
-  end
-
-  # The next message of a worker.
-  defp said(worker) do
-    case Native.worker_receive(worker) do
-      {:ok, message} ->
-        message
-
-      :closed ->
-        :closed
-
-      :again ->
-        :ok = Native.worker_select(worker, :control)
-        assert_receive {:select, ^worker, :control, :ready_input}, @deadline
-        said(worker)
-    end
-  end
 
   defp gone?(os_pid, tries \\ 200) do
     cond do
@@ -97,7 +35,7 @@ defmodule Snakepit.Native.IsolationProcessTest do
 
     {owner, monitor} =
       spawn_monitor(fn ->
-        {:ok, warden} = Native.warden_spawn(@executable)
+        {:ok, warden} = Native.warden_spawn(NativeWorker.executable())
         :ok = Native.warden_select(warden)
         receive do: ({:select, ^warden, _, _} -> send(test, Native.warden_receive(warden)))
         Process.sleep(:infinity)
