@@ -443,8 +443,8 @@ defmodule Snakepit.Native do
   def worker_stop(_worker), do: nif()
 
   @doc """
-  `%{in_flight:, slots:, closed:, bell_closed:, releases:, orphans:, calls:, executors:, status:}`. `bell_closed`: it has closed
-  its doorbell and can wake nobody. The last four are the worker's word: numbers of given up calls that it works on, calls
+  `%{in_flight:, slots:, closed:, bell_closed:, faulty:, releases:, orphans:, calls:, executors:, status:}`. `bell_closed`: it has closed
+  its doorbell and can wake nobody. `faulty`: it has lied to a caller. The last four are the worker's word: numbers of given up calls that it works on, calls
   answered, the number of the call that each executor works on (or nil), and `%{beats:, beat_age_ms:, resident:, objects:}`
   (nil while it is being written).
   """

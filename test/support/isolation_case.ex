@@ -96,7 +96,7 @@ defmodule Snakepit.IsolationCase do
   end
 
   @doc "Whether the process runs; one that waits to be reaped does not."
-  def alive?(os_pid) do
+  def alive?(os_pid) when is_integer(os_pid) do
     case File.read("/proc/#{os_pid}/stat") do
       {:ok, stat} -> hd(fields(stat)) not in ["Z", "X"]
       {:error, _} -> false

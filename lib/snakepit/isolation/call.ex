@@ -12,7 +12,7 @@ defmodule Snakepit.Isolation.Call do
   @look_again 250
 
   @enforce_keys [:library, :function, :arguments, :timeout, :deadline]
-  defstruct [:library, :function, :arguments, :timeout, :deadline, waits: true]
+  defstruct [:library, :function, :arguments, :timeout, :deadline, waits: true, attempts: 0]
 
   @type t :: %__MODULE__{
           library: Library.t(),
@@ -20,7 +20,8 @@ defmodule Snakepit.Isolation.Call do
           arguments: [term()],
           timeout: timeout(),
           deadline: integer() | :infinity,
-          waits: boolean()
+          waits: boolean(),
+          attempts: non_neg_integer()
         }
   @type result :: {:ok, term()} | {:error, Error.t()}
 
@@ -119,7 +120,7 @@ defmodule Snakepit.Isolation.Call do
 
     case Native.wait_slot(library.native, ref, waiters(library)) do
       :ready ->
-        again(call)
+        again(paused(call))
 
       :full ->
         failure(:overloaded, call, %{because: :waiting, limit: waiters(library)})
@@ -147,7 +148,7 @@ defmodule Snakepit.Isolation.Call do
 
   defp wait_for_worker(call) do
     with :ready <- await_worker(call.library, call.deadline) do
-      again(call)
+      again(paused(call))
     else
       :timeout -> failure(:timeout, call, %{timeout: call.timeout, started: false, because: :no_worker})
       {:moved, library} -> again(%{call | library: library})
@@ -165,6 +166,17 @@ defmodule Snakepit.Isolation.Call do
         {:ok, %{native: native} = successor, _} when native != library.native -> {:moved, successor}
         _ -> {:error, Error.new(:not_loaded, library.id, nil, %{because: :unloaded})}
       end
+    end
+  end
+
+  # There seems to be room, or a worker, and there is none for this call: its arguments are large, or they belong to one
+  # worker. So that it does not try without end, from the second time on it waits 1, 2, 4 ... 50 ms.
+  defp paused(%{attempts: 0} = call), do: %{call | attempts: 1}
+
+  defp paused(%{attempts: attempts} = call) do
+    receive do
+    after
+      min(left(call.deadline), min(attempts, 50)) -> %{call | attempts: min(attempts * 2, 64)}
     end
   end
 

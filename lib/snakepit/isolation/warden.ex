@@ -14,6 +14,9 @@ defmodule Snakepit.Isolation.Warden do
 
   alias Snakepit.Native
 
+  # Between attempts to write to a socket that is full.
+  @pause 10
+
   @type token :: pos_integer()
 
   @spec start_link(term()) :: GenServer.on_start()
@@ -65,7 +68,7 @@ defmodule Snakepit.Isolation.Warden do
 
   @impl true
   def handle_cast({:kill, token, signal}, state) do
-    if is_map_key(state.workers, token), do: Native.warden_kill(state.native, token, signal)
+    if is_map_key(state.workers, token), do: signal(state, token, signal)
     {:noreply, state}
   end
 
@@ -81,7 +84,7 @@ defmodule Snakepit.Isolation.Warden do
         {:noreply, state}
 
       {token, owners} ->
-        Native.warden_kill(state.native, token, 9)
+        signal(state, token, 9)
         workers = Map.update!(state.workers, token, &%{&1 | owner: nil})
         {:noreply, %{state | owners: owners, workers: workers}}
     end
@@ -95,6 +98,12 @@ defmodule Snakepit.Isolation.Warden do
   @impl true
   def terminate(_reason, %{native: nil}), do: :ok
   def terminate(_reason, %{native: native}), do: Native.warden_close(native)
+
+  # A signal that is not sent now is sent soon: nobody asks twice.
+  defp signal(state, token, signal) do
+    with {:error, {:busy, _}} <- Native.warden_kill(state.native, token, signal),
+         do: Process.send_after(self(), {:"$gen_cast", {:kill, token, signal}}, @pause)
+  end
 
   # ── The warden's process ──────────────────────────────────────────────────────────────────────────────────────
 

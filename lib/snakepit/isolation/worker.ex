@@ -18,6 +18,8 @@ defmodule Snakepit.Isolation.Worker do
   @sigkill 9
   # How often it is looked at. The worker's own heartbeat is twice as fast.
   @tick 1_000
+  # Between attempts to write to a socket that is full.
+  @pause 10
   # A process that was asked to end, or killed, is waited for so long.
   @farewell 500
   @burial 5_000
@@ -26,6 +28,7 @@ defmodule Snakepit.Isolation.Worker do
   # Before the n-th restart in a row: nothing, 1, 2, 4, ... ms.
   @longest_delay 100
   @longest_text 2_000
+  @longest_label 64
 
   @type row :: %{
           position: pos_integer(),
@@ -83,7 +86,7 @@ defmodule Snakepit.Isolation.Worker do
     state = %{
       shared: shared,
       position: position,
-      label: "#{shared.id}/#{position}",
+      label: label(shared.id, position),
       row: Map.merge(row, %{state: :starting, os_pid: nil, native: nil, since: now()}),
       native: nil,
       token: nil,
@@ -144,6 +147,12 @@ defmodule Snakepit.Isolation.Worker do
     do: {:noreply, doubt(state, waits)}
 
   def handle_info({:tick, token}, %{token: token} = state) when token != nil, do: {:noreply, tick(state)}
+
+  def handle_info({:flush, token}, %{token: token} = state) when token != nil do
+    flush(state)
+    {:noreply, state}
+  end
+
   def handle_info(:restart, %{native: nil, row: %{state: :waiting}} = state), do: {:noreply, start(state)}
 
   # A doorbell that was killed is replaced: callers wait for it.
@@ -249,10 +258,11 @@ defmodule Snakepit.Isolation.Worker do
     end
   end
 
+  # Its own word for its process holds until the warden has said.
   defp heard({:hello, os_pid}, %{row: %{state: :starting}, shared: %{options: options}} = state) do
     case Native.worker_load(state.native, options.path, options.load_info) do
       :ok ->
-        update(state, %{state: :loading, os_pid: os_pid})
+        update(state, %{state: :loading, os_pid: state.row.os_pid || os_pid})
 
       {:error, {reason, details}} ->
         kill(%{state | failure: unsendable(state, reason, details)}, :failed)
@@ -495,10 +505,22 @@ defmodule Snakepit.Isolation.Worker do
   # ── Signs of life ─────────────────────────────────────────────────────────────────────────────────────────────
 
   defp tick(state) do
-    Native.worker_flush(state.native)
+    flush(state)
     Process.send_after(self(), {:tick, state.token}, @tick)
     if state.cause, do: state, else: watch(state, Native.worker_status(state.native))
   end
+
+  # Objects that the VM has let go of. A library that returns one with each call makes many of them.
+  defp flush(state) do
+    case Native.worker_flush(state.native) do
+      {:ok, 0} -> :ok
+      {:ok, _left} -> flush(state)
+      {:error, {:busy, _}} -> Process.send_after(self(), {:flush, state.token}, @pause)
+      {:error, _} -> :ok
+    end
+  end
+
+  defp watch(state, %{faulty: true}), do: lied(state, %{message: "it has lied to a caller that is gone"})
 
   defp watch(%{shared: %{options: options}, watch: before} = state, status) do
     now = System.monotonic_time(:millisecond)
@@ -616,5 +638,20 @@ defmodule Snakepit.Isolation.Worker do
   end
 
   defp name({function, arity}), do: "#{function}/#{arity}"
+
+  # In the list of processes; the warden takes no longer ones.
+  defp label(id, position) do
+    position = "/#{position}"
+    room = @longest_label - byte_size(position)
+    name = id |> to_string() |> String.graphemes()
+
+    kept =
+      Enum.reduce_while(name, "", fn one, kept ->
+        if byte_size(kept) + byte_size(one) <= room, do: {:cont, kept <> one}, else: {:halt, kept}
+      end)
+
+    kept <> position
+  end
+
   defp now, do: System.monotonic_time()
 end

@@ -32,6 +32,9 @@ const KEEP: usize = 1 << 12;
 const ATOM_BYTES: usize = 4 * ATOM_CHARACTERS;
 const ATOM_CHARACTERS: usize = 255;
 
+/// The VM's own bound (`MAX_ARITYVAL`).
+const MOST_ELEMENTS: u32 = (1 << 24) - 1;
+
 /// Reads terms. Holds nothing but its stacks between calls: keep one for each thread, and small terms do not allocate.
 #[derive(Debug)]
 pub struct Decoder<T> {
@@ -393,6 +396,9 @@ impl<'a, B: Builder, S: Source> Reading<'a, B, S> {
 
     #[inline]
     fn tuple(&mut self, stacks: &mut Decoder<B::Term>, arity: u32) -> Outcome<B, Option<(B::Term, bool)>> {
+        if arity > MOST_ELEMENTS {
+            return Err(DecodeError::Malformed("a tuple has more elements than the VM allows"));
+        }
         self.charge(words::tuple(size(arity)))?;
         if arity == 0 {
             return self.builder.tuple(&[]).map(complete).map_err(DecodeError::Refused);

@@ -36,7 +36,8 @@ pub mod words {
 
     /// A local pid or port is no word at all; a reference, a fun, a far pid is copied from the table.
     pub const NAME: u64 = 4;
-    pub const RESOURCE: u64 = 4;
+    /// Four words of heap, and some twenty outside of it.
+    pub const RESOURCE: u64 = 24;
     pub const FLOAT: u64 = 2;
     pub const CELL: u64 = 2;
     /// In front of a bit string's binary.

@@ -70,6 +70,7 @@ fn run<'a>(env: Env<'a>, arguments: [Term<'a>; 4], place: Where) -> NifResult<Te
         match quick::call(env, &pool, name, list, spin_us) {
             Quick::Done(term) => return Ok(term),
             Quick::Late(flight) => return Ok(late(env, flight, spin_us)),
+            Quick::Refused(flight, failure) => return Ok(flight.refused(env, failure)),
             Quick::No => {}
         }
     }

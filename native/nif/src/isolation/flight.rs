@@ -350,6 +350,18 @@ impl Flight {
         outcome
     }
 
+    /// The outcome of an answer that could not be taken.
+    #[cold]
+    pub fn refused(mut self, env: Env<'_>, failure: Failure) -> Term<'_> {
+        let outcome = self.failed(failure).term(env);
+        if let Some(call) = self.call.take() {
+            self.worker.ring().release(call);
+            self.worker.forget(&self.kept);
+            self.worker.slot_freed(env.as_c_arg());
+        }
+        outcome
+    }
+
     #[cold]
     fn failed(&self, failure: Failure) -> Failure {
         if matches!(failure, Failure::Protocol { .. }) {

@@ -24,7 +24,8 @@ enum Contents {
         word: ErlNifTerm,
         key: Arc<[u8]>,
     },
-    Kept(Saved),
+    /// The term, and the words that a copy of it takes at most.
+    Kept(Saved, u64),
 }
 
 #[derive(Debug)]
@@ -100,19 +101,37 @@ impl Names {
         Ok((self.fill(index, kind, contents), key))
     }
 
-    /// The name of any other term, to be dropped with `forget`.
-    pub fn keep(&mut self, env: *mut ErlNifEnv, kind: NameKind, term: ErlNifTerm) -> Result<Name, Unreadable> {
+    /// The name of any other term, to be dropped with `forget`. `words`: at least what a copy of it takes; the bytes of its
+    /// external format are more than that.
+    pub fn keep(
+        &mut self,
+        env: *mut ErlNifEnv,
+        kind: NameKind,
+        term: ErlNifTerm,
+        words: u64,
+    ) -> Result<Name, Unreadable> {
         let index = self.place(env)?;
-        Ok(self.fill(index, kind, Contents::Kept(Saved::new(term))))
+        Ok(self.fill(index, kind, Contents::Kept(Saved::new(term), words.max(1))))
     }
 
     pub fn forget(&mut self, name: Name) {
         if let Some(place) = self.places.get_mut(name.index as usize)
             && place.generation == name.generation
-            && matches!(place.contents, Contents::Kept(_))
+            && matches!(place.contents, Contents::Kept(..))
         {
             place.contents = Contents::Free;
             self.free.push(name.index);
+        }
+    }
+
+    /// What a copy of the term behind the name takes, at most, in words.
+    pub fn words(&self, name: Name) -> u64 {
+        match self.places.get(name.index as usize) {
+            Some(Place {
+                contents: Contents::Kept(_, words),
+                ..
+            }) => *words,
+            _ => 0,
         }
     }
 
@@ -123,7 +142,7 @@ impl Names {
             match &place.contents {
                 Contents::Local { word, .. } => return Ok(*word),
                 // SAFETY: the saved term is alive as long as its place.
-                Contents::Kept(saved) => return Ok(unsafe { enif_make_copy(env, saved.raw()) }),
+                Contents::Kept(saved, _) => return Ok(unsafe { enif_make_copy(env, saved.raw()) }),
                 Contents::Free => return Err(Unmakeable::Stale),
             }
         }

@@ -2,6 +2,7 @@
 //! caller spins. No reference is counted, no lock but the pool's read lock is taken, nothing is allocated. Whatever is different takes
 //! the way in `call.rs`, from the beginning or from where this one has got to.
 
+use super::failure::Failure;
 use super::flight::{Elements, Flight};
 use super::handle::Handle;
 use super::pool::Pool;
@@ -27,6 +28,8 @@ pub enum Quick<'a> {
     Done(Term<'a>),
     /// It is on its way, and this is no longer the quick one.
     Late(Flight),
+    /// It was answered with what cannot be taken.
+    Refused(Flight, Failure),
     /// Nothing has been done.
     No,
 }
@@ -98,8 +101,10 @@ fn go<'a>(
     match wait(ring, &call, spin_us) {
         Some(answer) if answer.length <= ANSWER && matches!(answer.status, status::VALUE | status::RAISED) => {
             let source = ring.source(&call, &answer);
-            let Ok(value) = scratch.decode(env.as_c_arg(), worker, &source) else {
-                return Quick::Late(Flight::new(worker.clone(), call, kept));
+            let value = match scratch.decode(env.as_c_arg(), worker, &source) {
+                Ok(value) => value,
+                // Not decoded again: objects of the worker would be counted twice.
+                Err(error) => return Quick::Refused(Flight::new(worker.clone(), call, kept), error.into()),
             };
             ring.release(call);
             worker.forget(&kept);

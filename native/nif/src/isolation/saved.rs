@@ -88,10 +88,12 @@ impl Waiter {
         Some(Waiter { pid, env: own, message })
     }
 
-    /// Sends the message. `env`: of the process that runs this. False: the receiver is gone, and needs none.
-    pub fn wake(self, env: *mut ErlNifEnv) -> bool {
-        // SAFETY: the message is of the environment that goes with it.
-        unsafe { enif_send(env, &raw const self.pid, self.env.as_c_arg(), self.message) != 0 }
+    /// Sends the message. `env`: of the process that runs this. The waiter comes back if the message was not sent: the
+    /// receiver is gone, and needs none, or the sender is ([`sends`]).
+    pub fn wake(self, env: *mut ErlNifEnv) -> Result<(), Self> {
+        // SAFETY: the message is of the environment that goes with it, and still there if it was not sent.
+        let sent = unsafe { enif_send(env, &raw const self.pid, self.env.as_c_arg(), self.message) != 0 };
+        if sent { Ok(()) } else { Err(self) }
     }
 
     /// Whether it waits with this reference.
@@ -104,6 +106,13 @@ impl Waiter {
             rustler::sys::enif_is_identical(message, self.message) != 0
         }
     }
+}
+
+/// Whether what the process of `env` sends arrives: not when it is being ended while it runs on a dirty scheduler. An
+/// environment without a process sends always.
+pub fn sends(env: *mut ErlNifEnv) -> bool {
+    // SAFETY: the environment is alive; it may be null or belong to no process.
+    unsafe { env.is_null() || rustler::sys::enif_is_current_process_alive(env) != 0 }
 }
 
 pub fn self_pid(env: Env<'_>) -> Option<ErlNifPid> {

@@ -20,6 +20,7 @@ use rustler::sys::{
 };
 use rustler::{Env, Term};
 use snakepit_wire::{Builder, Name, NameKind, Payload, Reader, Source, View};
+use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -205,7 +206,8 @@ impl<'a> VmReader<'a> {
             name
         } else {
             self.key(term)?;
-            let name = self.to.names.lock().keep(env, kind, term)?;
+            let words = self.buffers.bytes.len() as u64;
+            let name = self.to.names.lock().keep(env, kind, term, words)?;
             self.to.kept.push(name);
             name
         };
@@ -377,17 +379,27 @@ impl Reader for VmReader<'_> {
 }
 
 /// Who made the terms that are decoded, if a worker did.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct VmBuilder<'a> {
     env: *mut ErlNifEnv,
     from: Option<&'a Worker>,
+    /// Names of this payload whose terms were copied: once each, however often they come. Else fourteen bytes would buy a
+    /// copy of a fun of any size.
+    copies: HashMap<Name, ErlNifTerm>,
+    /// Words that such copies may still take.
+    spare: u64,
 }
 
 impl<'a> VmBuilder<'a> {
     /// # Safety
     /// `env` outlives the builder, and belongs to this thread.
     pub unsafe fn new(env: *mut ErlNifEnv, from: Option<&'a Worker>) -> Self {
-        VmBuilder { env, from }
+        VmBuilder {
+            env,
+            from,
+            copies: HashMap::new(),
+            spare: from.map_or(0, |worker| worker.limits().words),
+        }
     }
 
     fn external(&self, bytes: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
@@ -404,6 +416,10 @@ impl<'a> VmBuilder<'a> {
     /// An atom in Latin-1.
     #[inline]
     fn narrow_atom(&self, text: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
+        // A longer one would be no term at all.
+        if text.len() > 255 {
+            return Err(Unmakeable::Refused);
+        }
         let mut atom = MaybeUninit::uninit();
         let name = text.as_ptr().cast();
         // SAFETY: the text is as long as it says; the atom is filled in when the answer is not 0.
@@ -413,7 +429,7 @@ impl<'a> VmBuilder<'a> {
             }
         }
         self.charge_atom()?;
-        // SAFETY: at most 255 characters, which the decoder has checked.
+        // SAFETY: the text is as long as it says, and not too long.
         Ok(unsafe { enif_make_atom_len(self.env, name, text.len()) })
     }
 
@@ -445,6 +461,9 @@ impl<'a> VmBuilder<'a> {
 
     /// The atom of a name that a worker has told.
     pub fn function_name(&self, name: &str) -> Result<ErlNifTerm, Unmakeable> {
+        if name.chars().count() > 255 {
+            return Err(Unmakeable::Refused);
+        }
         if name.is_ascii() {
             self.narrow_atom(name.as_bytes())
         } else {
@@ -566,10 +585,18 @@ impl Builder for VmBuilder<'_> {
 
     #[cold]
     fn name(&mut self, name: Name, _key: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
-        match self.from {
-            Some(worker) => worker.names().lock().term(self.env, name),
-            None => Err(Unmakeable::Forged),
+        let worker = self.from.ok_or(Unmakeable::Forged)?;
+        if let Some(&term) = self.copies.get(&name) {
+            return Ok(term);
         }
+        let names = worker.names().lock();
+        let words = names.words(name);
+        self.spare = self.spare.checked_sub(words).ok_or(Unmakeable::Memory)?;
+        let term = names.term(self.env, name)?;
+        if words > 0 {
+            self.copies.insert(name, term);
+        }
+        Ok(term)
     }
 
     #[cold]

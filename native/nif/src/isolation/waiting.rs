@@ -5,7 +5,7 @@
 
 use super::handle::Ref;
 use super::pool::Pool;
-use super::saved::Waiter;
+use super::saved::{self, Waiter};
 use crate::atoms;
 use parking_lot::Mutex;
 use rustler::sys::ErlNifEnv;
@@ -44,8 +44,19 @@ impl SlotQueue {
             let Some(waiter) = waiters.pop_front() else { return };
             self.length.store(waiters.len(), Ordering::Relaxed);
             drop(waiters);
-            // Who has died meanwhile uses no slot.
-            woken += usize::from(waiter.wake(env));
+            match waiter.wake(env) {
+                Ok(()) => woken += 1,
+                // On a dirty scheduler the caller itself may have been killed meanwhile: then nothing that it sends arrives.
+                // Those who wait look again by themselves.
+                Err(waiter) if !saved::sends(env) => {
+                    let mut waiters = self.waiters.lock();
+                    waiters.push_front(waiter);
+                    self.length.store(waiters.len(), Ordering::Relaxed);
+                    return;
+                }
+                // Who has died meanwhile uses no slot.
+                Err(_gone) => {}
+            }
         }
     }
 

@@ -323,7 +323,8 @@ impl Worker {
 
     fn woken(&self, env: *mut ErlNifEnv, Woken { slot, number }: Woken) {
         if let Some(waiter) = self.waits_no_more(slot, number) {
-            waiter.wake(env);
+            // Who is gone needs no message.
+            let _ = waiter.wake(env);
         }
     }
 
@@ -636,6 +637,7 @@ fn worker_status<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
         (a::calls(), calls.encode(env)),
         (a::executors(), in_progress.encode(env)),
         (a::closed(), ring.closed().encode(env)),
+        (a::faulty(), worker.faulty.load(Ordering::Relaxed).encode(env)),
         (a::bell_closed(), worker.bell_closed.load(Ordering::Relaxed).encode(env)),
         (a::orphans(), worker.orphans().encode(env)),
         (a::releases(), worker.releases.pending().encode(env)),
