@@ -8,6 +8,8 @@ pub(crate) use model::Memory;
 
 #[cfg(not(loom))]
 mod real {
+    use crate::mapping::Permit;
+    use crate::reaper;
     use crate::ring::atomic::AtomicU64;
     use crate::ring::error::{Error, Result};
     use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -16,10 +18,19 @@ mod real {
 
     #[derive(Debug)]
     pub(crate) struct Memory {
-        /// Owned for its drop; reached through `start`.
-        _map: MmapRaw,
+        /// Owned for its drop; reached through `start`. `None` only while it is dropped.
+        held: Option<Held>,
         start: *mut u8,
         length: usize,
+    }
+
+    /// In this order: the permit is given back when the memory is really gone.
+    #[derive(Debug)]
+    struct Held {
+        #[expect(dead_code, reason = "owned for its drop")]
+        map: MmapRaw,
+        /// The VM's; a worker has one mapping and needs no right to it.
+        permit: Option<Permit>,
     }
 
     // SAFETY: a mapping belongs to the process, not to a thread; every access is an atomic word or a raw copy.
@@ -29,7 +40,7 @@ mod real {
 
     impl Memory {
         /// Maps a memfd that is sealed against shrinking and at least `length` long.
-        pub fn map(fd: BorrowedFd<'_>, length: usize) -> Result<Self> {
+        pub fn map(fd: BorrowedFd<'_>, length: usize, permit: Option<Permit>) -> Result<Self> {
             let map = MmapOptions::new()
                 .len(length)
                 .map_raw(fd.as_raw_fd())
@@ -38,7 +49,7 @@ mod real {
             let _ = map.advise(Advice::DontDump);
             let start = map.as_mut_ptr();
             Ok(Memory {
-                _map: map,
+                held: Some(Held { map, permit }),
                 start,
                 length,
             })
@@ -69,6 +80,17 @@ mod real {
             );
             // SAFETY: checked just above.
             unsafe { self.start.add(offset) }
+        }
+    }
+
+    impl Drop for Memory {
+        fn drop(&mut self) {
+            let Some(held) = self.held.take() else { return };
+            let bytes = self.length as u64;
+            // The VM drops its rings on schedulers. A worker's process ends with its ring: no thread for that.
+            if held.permit.is_some() && bytes >= reaper::LARGE {
+                reaper::submit(bytes, move || drop(held));
+            }
         }
     }
 }

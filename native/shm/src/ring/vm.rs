@@ -41,8 +41,6 @@ pub struct VmRing {
     spill: Mutex<Ranges>,
     #[cfg(not(loom))]
     fd: Mutex<Option<Arc<Descriptor>>>,
-    #[cfg(not(loom))]
-    _permit: Permit,
 }
 
 /// What the VM knows of a slot; nobody else can write it.
@@ -226,7 +224,7 @@ impl VmRing {
 
         let layout = plan.layout()?;
         let fd = backend::ring_memory(label, layout.total as u64, reserve).map_err(Error::from_limit)?;
-        let memory = Memory::map(fd.as_fd(), layout.total)?;
+        let memory = Memory::map(fd.as_fd(), layout.total, Some(permit))?;
         memory.populate(layout.payloads);
         for (offset, value) in layout.header() {
             // Relaxed: the worker gets the descriptor by a system call later.
@@ -234,7 +232,6 @@ impl VmRing {
         }
         Ok(VmRing {
             fd: Mutex::new(Some(Arc::new(fd))),
-            _permit: permit,
             memory: OwnLine(Arc::new(memory)),
             records: records(plan),
             closed: AtomicBool::new(false),

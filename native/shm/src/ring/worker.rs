@@ -142,7 +142,7 @@ impl WorkerRing {
                 found: size as u64,
             });
         }
-        let map = Memory::map(memory, size)?;
+        let map = Memory::map(memory, size, None)?;
         let layout = read_header(&map, size)?;
         map.populate(layout.payloads);
         Self::new(std::sync::Arc::new(map), layout, into, out)
