@@ -527,19 +527,30 @@ defmodule Snakepit.Native do
 
   @doc """
   Many calls of one function at once. Submits and collects for at most a millisecond, and returns when it would wait:
-  `{:more, batch}`; then `batch_park/2`, receive `{ref, :done}`, `batch_next/1`, until `{:done, outcomes}`, in the order of the argument lists
+  `{:more, batch}`; then `batch_park/3`, receive `{ref, :done}`, `batch_next/1`, until `{:done, outcomes}`, in the order of the argument lists
   (`:retry` among them for those that a dead worker had not begun).
   """
   @spec call_many(pool(), atom(), [[term()]]) ::
           {:done, [outcome() | :retry]} | {:more, batch()} | :no_worker | :undefined
   def call_many(_pool, _function, _argument_lists), do: nif()
 
-  @spec batch_next(batch()) :: {:done, [outcome() | :retry]} | {:more, batch()}
+  @doc "`:full` instead of `:more`: nothing was sent or collected."
+  @spec batch_next(batch()) :: {:done, [outcome() | :retry]} | {:more | :full, batch()}
   def batch_next(_batch), do: nif()
 
-  @doc "As `park/2`, for the first call of the batch that is answered next."
-  @spec batch_park(batch(), reference()) :: :parked | :ready
-  def batch_park(_batch, _ref), do: nif()
+  @doc """
+  As `park/2`, for the first call of the batch that is answered next; for a slot when none of them is in flight. `:full`: then
+  `limit` processes are waiting.
+  """
+  @spec batch_park(batch(), reference(), limit :: pos_integer()) :: :parked | :ready | :full
+  def batch_park(_batch, _ref, _limit), do: nif()
+
+  @doc """
+  Leaves the queue for a slot. `:waiting`: it is not there but parked at its first call, and stays so. `:ok`: no message has
+  been or will be sent. `:sent`: it has been sent.
+  """
+  @spec batch_unwait(batch()) :: :waiting | :ok | :sent
+  def batch_unwait(_batch), do: nif()
 
   @doc """
   Gives up: outcomes so far, `{:error, {:timeout, %{started: boolean}}}` for calls still in flight and not sent. `hung` are the workers

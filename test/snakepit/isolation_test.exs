@@ -389,6 +389,67 @@ defmodule Snakepit.IsolationTest do
       assert {:error, %Error{reason: :invalid_option}} = Isolation.call_many(library, :add, [:x])
     end
 
+    test "large results come in order among small ones" do
+      library = load!(:adder)
+      sizes = for n <- 1..200, do: if(rem(n, 3) == 0, do: 100_000 + n, else: n)
+      {:ok, results} = Isolation.call_many(library, :fill, for(size <- sizes, do: [size, 7]))
+      assert for({:ok, bytes} <- results, do: byte_size(bytes)) == sizes
+      assert_no_messages()
+    end
+
+    test "large results that have come when the deadline passes are given" do
+      library = load!(:adder, workers: 1)
+      lists = List.duplicate([1_000_000, 7], 25)
+      {:ok, results} = Isolation.call_many(library, :fill, lists, timeout: 5)
+      assert length(results) == 25
+
+      for result <- results do
+        case result do
+          {:ok, bytes} -> assert byte_size(bytes) == 1_000_000
+          {:error, %Error{reason: reason}} -> assert reason in [:timeout, :crashed]
+        end
+      end
+
+      assert_no_messages()
+    end
+
+    test "get the slot of a call whose caller has died, without a deadline too" do
+      library = load!(:adder, slots: 1)
+
+      for _ <- 1..10 do
+        pid = call_in_process(library, :sleep, [20], timeout: :infinity)
+        begun(library, 1)
+        spawn(fn -> Process.sleep(5) && kill(pid) end)
+        assert {:ok, [ok: 3, ok: 5]} = Isolation.call_many(library, :add, [[1, 2], [2, 3]], timeout: :infinity)
+      end
+
+      assert_no_messages()
+    end
+
+    test "are :overloaded when too many callers wait for a slot" do
+      library = load!(:adder, slots: 1, max_waiting: 1)
+      call_in_process(library, :sleep_forever, [], timeout: :infinity)
+      begun(library, 1)
+      call_in_process(library, :add, [1, 2], timeout: :infinity)
+      eventually(fn -> info!(library).waiting == 1 end)
+      {:ok, results} = Isolation.call_many(library, :add, [[1, 2], [2, 3]], timeout: :infinity)
+      assert [{:error, %Error{reason: :overloaded}}, {:error, %Error{reason: :overloaded} = error}] = results
+      assert Exception.message(error) =~ "max_waiting"
+    end
+
+    test "wait without spinning when only the memory for arguments is full" do
+      library = load!(:adder, slot_size: 4_096, spill_size: 65_536)
+      large = :binary.copy("x", 50_000)
+      call_in_process(library, :sleep, [400], timeout: :infinity)
+      begun(library, 1)
+      call_in_process(library, :size, [large], timeout: :infinity)
+      eventually(fn -> info!(library).in_flight == 2 end)
+      {:reductions, before} = Process.info(self(), :reductions)
+      assert {:ok, [ok: _, ok: _]} = Isolation.call_many(library, :size, [[large], [large]], timeout: :infinity)
+      {:reductions, later} = Process.info(self(), :reductions)
+      assert later - before < 400_000
+    end
+
     test "have one deadline; what hangs is killed" do
       library = load!(:adder)
       old = os_pid(library)

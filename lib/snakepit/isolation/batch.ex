@@ -6,6 +6,9 @@ defmodule Snakepit.Isolation.Batch do
   alias Snakepit.Isolation.{Call, Error, Worker}
   alias Snakepit.Native
 
+  @look_again 250
+  @longest_pause 50
+
   @type results :: {:ok, [Call.result()]} | {:error, Error.t()}
 
   @doc "`call` is one of them, for its deadline; its arguments stand for all."
@@ -29,42 +32,88 @@ defmodule Snakepit.Isolation.Batch do
     end
   end
 
-  defp go_on({:done, outcomes}, call, lists), do: settle(outcomes, call, lists)
+  defp go_on(answer, call, lists, pause \\ 1)
+  defp go_on({:done, outcomes}, call, lists, _pause), do: settle(outcomes, call, lists)
+  defp go_on({:more, batch}, call, lists, _pause), do: wait(batch, call, lists, 1)
 
-  defp go_on({:more, batch}, call, lists) do
+  # There is a free slot, and still nothing could be sent: the memory for arguments is full.
+  defp go_on({:full, batch}, call, lists, pause) do
+    Process.sleep(min(pause, Call.left(call.deadline)))
+    wait(batch, call, lists, min(2 * pause, @longest_pause))
+  end
+
+  defp wait(batch, call, lists, pause) do
     # Made where it is received, so that the mailbox before it is not searched.
     ref = make_ref()
 
-    if Native.batch_park(batch, ref) == :ready do
-      batch |> next(call) |> go_on(call, lists)
-    else
-      receive do
-        {^ref, :done} -> batch |> next(call) |> go_on(call, lists)
-      after
-        Call.left(call.deadline) ->
-          {outcomes, hung, sent} = Native.batch_cancel(batch)
+    case Native.batch_park(batch, ref, Call.waiters(call.library)) do
+      :ready ->
+        next(batch, call, lists, pause)
 
-          if sent do
-            receive do
-              {^ref, :done} -> :ok
-            end
-          end
+      :full ->
+        refuse(batch, call, lists)
 
-          for worker <- hung, do: Worker.hung(call.library.table, worker, {call.function, length(call.arguments)})
-          settle(outcomes, call, lists)
-      end
+      :parked ->
+        receive do
+          {^ref, :done} -> next(batch, call, lists, pause)
+        after
+          min(Call.left(call.deadline), @look_again) -> look_again(batch, ref, call, lists, pause)
+        end
+    end
+  end
+
+  # A slot whose call was given up comes back without a word.
+  defp look_again(batch, ref, call, lists, pause) do
+    case Native.batch_unwait(batch) do
+      :ok ->
+        next(batch, call, lists, pause)
+
+      :sent ->
+        receive do
+          {^ref, :done} -> next(batch, call, lists, pause)
+        end
+
+      :waiting ->
+        receive do
+          {^ref, :done} -> next(batch, call, lists, pause)
+        after
+          Call.left(call.deadline) -> batch |> cancel(call, ref) |> settle(call, lists)
+        end
     end
   end
 
   # A batch that always finds something to do looks at the clock here.
-  defp next(batch, call) do
-    if Call.left(call.deadline) == 0 do
-      {outcomes, hung, _sent} = Native.batch_cancel(batch)
-      for worker <- hung, do: Worker.hung(call.library.table, worker, {call.function, length(call.arguments)})
-      {:done, outcomes}
-    else
-      Native.batch_next(batch)
+  defp next(batch, call, lists, pause) do
+    if Call.left(call.deadline) == 0,
+      do: batch |> cancel(call, nil) |> settle(call, lists),
+      else: batch |> Native.batch_next() |> go_on(call, lists, pause)
+  end
+
+  # `ref`: of a message that may still come.
+  defp cancel(batch, call, ref) do
+    {outcomes, hung, sent} = Native.batch_cancel(batch)
+
+    if sent && ref do
+      receive do
+        {^ref, :done} -> :ok
+      end
     end
+
+    for worker <- hung, do: Worker.hung(call.library.table, worker, {call.function, length(call.arguments)})
+    outcomes
+  end
+
+  # Too many callers wait for a slot already. None of the batch is in flight, so what was given up was not sent.
+  defp refuse(batch, call, lists) do
+    details = %{because: :waiting, limit: Call.waiters(call.library)}
+
+    batch
+    |> cancel(call, nil)
+    |> Enum.map(fn
+      {:error, {:timeout, _}} -> {:error, {:overloaded, details}}
+      outcome -> outcome
+    end)
+    |> settle(call, lists)
   end
 
   defp settle(outcomes, call, lists) do

@@ -321,10 +321,10 @@ defmodule Snakepit.Native.IsolationCallTest do
   describe "a batch" do
     defp finish({:done, outcomes}), do: outcomes
 
-    defp finish({:more, batch}) do
+    defp finish({more, batch}) when more in [:more, :full] do
       ref = make_ref()
 
-      if Native.batch_park(batch, ref) == :parked do
+      if Native.batch_park(batch, ref, 100) == :parked do
         assert_receive {^ref, :done}, @deadline
       end
 
@@ -350,7 +350,8 @@ defmodule Snakepit.Native.IsolationCallTest do
     test "is given up", %{pool: pool, worker: worker} do
       assert {:more, batch} = Native.call_many(pool, :sleep, [[60_000], [0], [0]])
       begun(worker)
-      assert :parked = Native.batch_park(batch, make_ref())
+      assert :parked = Native.batch_park(batch, make_ref(), 100)
+      assert :waiting = Native.batch_unwait(batch)
       assert {[first | rest], [^worker], false} = Native.batch_cancel(batch)
       assert {:error, {:timeout, %{started: true}}} = first
       assert rest == List.duplicate({:error, {:timeout, %{started: false}}}, 2)
@@ -361,7 +362,7 @@ defmodule Snakepit.Native.IsolationCallTest do
       assert {:more, batch} = Native.call_many(pool, :sleep_forever, [[], [], []])
       begun(worker)
       ref = make_ref()
-      assert :parked = Native.batch_park(batch, ref)
+      assert :parked = Native.batch_park(batch, ref, 100)
       slay(warden, 1)
       assert :ok = Native.worker_close(worker, {:crashed, %{}})
       assert_receive {^ref, :done}, @deadline

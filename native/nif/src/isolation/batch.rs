@@ -1,8 +1,9 @@
-//! `call_many`, `batch_next`, `batch_park`, `batch_cancel`: many calls of one function.
+//! `call_many`, `batch_next`, `batch_park`, `batch_unwait`, `batch_cancel`: many calls of one function.
 //!
 //! Calls go out in order as long as there are slots, up to three quarters of those of the pool, and outcomes are collected in
 //! order. Terms live in the environment of the running function and move to the batch's own when it returns early.
 
+use super::call::{Where, go_dirty, scheduled};
 use super::flight::{self, Elements, Flight, GivenUp, Look, ON_SCHEDULER, Submitted, submit};
 use super::handle::{Handle, Kind, Object, Ref};
 use super::pool::Pool;
@@ -11,7 +12,7 @@ use super::worker::Worker;
 use crate::atoms;
 use crate::reply::error_term;
 use parking_lot::Mutex;
-use rustler::sys::{ErlNifTerm, enif_get_list_cell, enif_make_copy, enif_make_list_from_array};
+use rustler::sys::{ErlNifEnv, ErlNifTerm, c_int, enif_get_list_cell, enif_make_copy, enif_make_list_from_array};
 use rustler::{Encoder, Env, Error as NifError, NifResult, Term};
 use snakepit_shm_core::ring::vm::Wake;
 use std::collections::VecDeque;
@@ -22,6 +23,10 @@ use std::time::{Duration, Instant};
 const SLICE: Duration = Duration::from_micros(900);
 /// How long the first call in the row is waited for when there is nothing else to do.
 const SPIN: Duration = Duration::from_micros(20);
+/// The clock is looked at whenever so much has been decoded, about a tenth of a millisecond's work.
+const LOOK_AFTER: usize = 32 << 10;
+/// What an answer costs beside its bytes.
+const EACH: usize = 512;
 
 #[derive(Debug)]
 pub struct Batch {
@@ -62,31 +67,49 @@ struct Stretch<'a, 'b> {
     flights: VecDeque<Flight>,
     outcomes: Vec<Term<'a>>,
     window: usize,
+    place: Where,
+    begun: Instant,
+    /// Calls sent and outcomes collected.
+    moved: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     Done,
     Waits,
+    /// The next answer is more than is decoded on a scheduler.
+    Large,
+}
+
+/// What a stretch came to.
+struct Ran<'a> {
+    stop: Stop,
+    newer: Vec<Term<'a>>,
+    rest: Term<'a>,
+    /// Anything was sent or collected.
+    moved: bool,
 }
 
 impl<'a> Stretch<'a, '_> {
     fn run(&mut self) -> Stop {
-        let begun = Instant::now();
         let stop = loop {
             let sent = self.send();
-            let collected = self.collect();
+            let (collected, large) = self.collect();
+            self.moved += sent + collected;
+            if large {
+                break Stop::Large;
+            }
             if self.flights.is_empty() && self.rest.is_empty_list() {
                 break Stop::Done;
             }
-            if begun.elapsed() >= SLICE {
+            if self.begun.elapsed() >= SLICE {
                 break Stop::Waits;
             }
             if sent + collected == 0 && !self.wait() {
                 break Stop::Waits;
             }
         };
-        flight::spent(self.env, (begun.elapsed().as_micros() as u32).saturating_mul(4));
+        flight::spent(self.env, (self.begun.elapsed().as_micros() as u32).saturating_mul(4));
         stop
     }
 
@@ -154,18 +177,31 @@ impl<'a> Stretch<'a, '_> {
         ))
     }
 
-    fn collect(&mut self) -> usize {
-        let mut collected = 0;
+    /// How many were collected, and whether the next one is too large for this scheduler.
+    fn collect(&mut self) -> (usize, bool) {
+        let (mut collected, mut decoded) = (0, 0);
         while let Some(flight) = self.flights.front() {
             let look = flight.look();
-            if matches!(look, Look::Waiting) {
-                break;
+            let length = match &look {
+                Look::Waiting => break,
+                Look::Answered(answer) => answer.length as usize,
+                Look::Dead { .. } | Look::Fault(_) => 0,
+            };
+            if length > ON_SCHEDULER && self.place == Where::Scheduler {
+                return (collected, true);
             }
             let Some(flight) = self.flights.pop_front() else { break };
             self.outcomes.push(outcome(self.env, flight, look));
             collected += 1;
+            decoded += length + EACH;
+            if decoded >= LOOK_AFTER {
+                if self.begun.elapsed() >= SLICE {
+                    break;
+                }
+                decoded = 0;
+            }
         }
-        collected
+        (collected, false)
     }
 
     /// Whether the first call was answered soon.
@@ -211,7 +247,7 @@ impl State {
         list(env, &all)
     }
 
-    fn run<'a>(&mut self, env: Env<'a>, pool: &Pool, rest: Term<'a>) -> (Stop, Vec<Term<'a>>, Term<'a>) {
+    fn run<'a>(&mut self, env: Env<'a>, pool: &Pool, rest: Term<'a>, place: Where) -> Ran<'a> {
         let mut stretch = Stretch {
             env,
             pool,
@@ -220,16 +256,25 @@ impl State {
             flights: std::mem::take(&mut self.flights),
             outcomes: Vec::new(),
             window: pool.window(),
+            place,
+            begun: Instant::now(),
+            moved: 0,
         };
         let stop = stretch.run();
         let Stretch {
             rest,
             flights,
             outcomes,
+            moved,
             ..
         } = stretch;
         self.flights = flights;
-        (stop, outcomes, rest)
+        Ran {
+            stop,
+            newer: outcomes,
+            rest,
+            moved: moved != 0,
+        }
     }
 
     fn save(&mut self, newer: &[Term<'_>]) {
@@ -277,7 +322,8 @@ fn call_many<'a>(env: Env<'a>, pool: Term<'a>, function: Term<'a>, lists: Term<'
         waits_for_slot: None,
         env: own,
     };
-    let (stop, newer, rest) = state.run(env, &pool, lists);
+    // A large answer is left to `batch_next`.
+    let Ran { stop, newer, rest, .. } = state.run(env, &pool, lists, Where::Scheduler);
     if stop == Stop::Done {
         return Ok((atoms::done(), state.outcomes(env, &newer)).encode(env));
     }
@@ -291,7 +337,16 @@ fn call_many<'a>(env: Env<'a>, pool: Term<'a>, function: Term<'a>, lists: Term<'
 }
 
 #[rustler::nif]
-fn batch_next<'a>(env: Env<'a>, term: Term<'a>) -> NifResult<Term<'a>> {
+fn batch_next<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
+    go_on(env, batch, Where::Scheduler)
+}
+
+unsafe extern "C" fn next_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: called by the VM with the one argument of `batch_next`.
+    unsafe { scheduled(env, argv, |env, [batch]: [Term<'_>; 1]| go_on(env, batch, Where::Dirty)) }
+}
+
+fn go_on<'a>(env: Env<'a>, term: Term<'a>, place: Where) -> NifResult<Term<'a>> {
     let batch = Ref::<Batch>::of(term)?;
     let mut state = batch.state.lock();
     state.waits_for_slot = None;
@@ -299,17 +354,26 @@ fn batch_next<'a>(env: Env<'a>, term: Term<'a>) -> NifResult<Term<'a>> {
     // The terms that are left stay in the batch's environment; they are only looked at.
     // SAFETY: the batch is alive, and the environment is written only below, after the stretch.
     let rest = unsafe { Term::new(env, state.rest(&lifetime).as_c_arg()) };
-    let (stop, newer, rest) = state.run(env, &batch.pool, rest);
+    let Ran {
+        stop,
+        newer,
+        rest,
+        moved,
+    } = state.run(env, &batch.pool, rest, place);
     state.rest = rest.as_c_arg();
     if stop == Stop::Done {
         return Ok((atoms::done(), state.outcomes(env, &newer)).encode(env));
     }
     state.save(&newer);
-    Ok((atoms::more(), term).encode(env))
+    Ok(match stop {
+        Stop::Large => go_dirty(env, c"batch_next", next_dirty, &[term]),
+        _ if moved => (atoms::more(), term).encode(env),
+        _ => (atoms::full(), term).encode(env),
+    })
 }
 
 #[rustler::nif]
-fn batch_park<'a>(env: Env<'a>, batch: Term<'a>, reference: Term<'a>) -> NifResult<Term<'a>> {
+fn batch_park<'a>(env: Env<'a>, batch: Term<'a>, reference: Term<'a>, limit: usize) -> NifResult<Term<'a>> {
     let batch = Ref::<Batch>::of(batch)?;
     let waiter = Waiter::caller(env, reference, atoms::done()).ok_or(NifError::BadArg)?;
     let mut state = batch.state.lock();
@@ -318,7 +382,10 @@ fn batch_park<'a>(env: Env<'a>, batch: Term<'a>, reference: Term<'a>) -> NifResu
         // Every slot is taken by others.
         None if state.rest_is_empty() => false,
         None => {
-            let waits = batch.pool.queue().wait(&batch.pool, waiter, reference, atoms::done());
+            let queue = batch.pool.queue();
+            let Some(waits) = queue.wait(&batch.pool, waiter, reference, atoms::done(), limit) else {
+                return Ok(atoms::full().encode(env));
+            };
             if waits {
                 let saved = state.env.copy(reference.as_c_arg());
                 state.waits_for_slot = Some(saved);
@@ -336,21 +403,43 @@ impl State {
         unsafe { enif_get_list_cell(self.env.as_c_arg(), self.rest, &raw mut head, &raw mut tail) == 0 }
     }
 
+    /// Whether it was still in the queue for a slot; `None` when it does not wait for one.
+    fn leave_queue(&mut self, env: Env<'_>, pool: &Pool) -> Option<bool> {
+        let reference = self.waits_for_slot.take()?;
+        // SAFETY: the reference is alive with the batch; it is only compared.
+        let reference = unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), reference)) };
+        Some(pool.queue().leave(reference, atoms::done()))
+    }
+
     /// Counts what has not gone out.
     fn rest_length(&self) -> usize {
         Elements::raw(self.env.as_c_arg(), self.rest).count()
     }
 }
 
+/// Out of the queue for a slot: a slot whose call was given up comes back without a word, so one has to look.
 #[rustler::nif]
+fn batch_unwait<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
+    let batch = Ref::<Batch>::of(batch)?;
+    let mut state = batch.state.lock();
+    let left = state.leave_queue(env, &batch.pool);
+    Ok(match left {
+        None => atoms::waiting(),
+        Some(true) => atoms::ok(),
+        Some(false) => atoms::sent(),
+    }
+    .encode(env))
+}
+
+// Dirty: it decodes every answer that has come, however large.
+#[rustler::nif(schedule = "DirtyCpu")]
 fn batch_cancel<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
     let batch = Ref::<Batch>::of(batch)?;
     let mut state = batch.state.lock();
-    let mut sent = false;
-    if let Some(reference) = state.waits_for_slot.take() {
-        // SAFETY: the reference is alive with the batch; it is only compared.
-        let reference = unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), reference)) };
-        sent = !batch.pool.queue().leave(reference, atoms::done());
+    let mut sent = state.leave_queue(env, &batch.pool) == Some(false);
+    if sent {
+        // Its turn goes to the next one.
+        batch.pool.queue().wake(env.as_c_arg(), 1);
     }
     let mut newer = Vec::new();
     let mut hung: Vec<Handle<Worker>> = Vec::new();
@@ -365,7 +454,9 @@ fn batch_cancel<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
                 newer.push(timed_out(env, started));
             }
             GivenUp::TooLate => {
-                sent |= parked;
+                // Off the record before the slot is given back: the next one to park there replaces the record, and a
+                // message that was about to be sent would never be.
+                sent |= parked && !flight.unpark();
                 let look = flight.look();
                 newer.push(outcome(env, flight, look));
             }

@@ -45,7 +45,7 @@ impl Ticket {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Where {
+pub enum Where {
     Scheduler,
     Dirty,
 }
@@ -155,10 +155,10 @@ fn unanswered(env: Env<'_>, flight: Flight, look: Look) -> Term<'_> {
     }
 }
 
-type Scheduled = unsafe extern "C" fn(*mut ErlNifEnv, c_int, *const ErlNifTerm) -> ErlNifTerm;
+pub type Scheduled = unsafe extern "C" fn(*mut ErlNifEnv, c_int, *const ErlNifTerm) -> ErlNifTerm;
 
 #[cold]
-fn go_dirty<'a>(env: Env<'a>, name: &CStr, function: Scheduled, arguments: &[Term<'a>]) -> Term<'a> {
+pub fn go_dirty<'a>(env: Env<'a>, name: &CStr, function: Scheduled, arguments: &[Term<'a>]) -> Term<'a> {
     let raw: Vec<ErlNifTerm> = arguments.iter().map(|term| term.as_c_arg()).collect();
     // SAFETY: the terms are of the environment; the VM copies name and array.
     unsafe {
@@ -178,7 +178,7 @@ fn go_dirty<'a>(env: Env<'a>, name: &CStr, function: Scheduled, arguments: &[Ter
 ///
 /// # Safety
 /// `env` and `argv` are as the VM gives them to such a function, with `N` arguments.
-unsafe fn scheduled<const N: usize>(
+pub unsafe fn scheduled<const N: usize>(
     env: *mut ErlNifEnv,
     argv: *const ErlNifTerm,
     body: impl for<'a> FnOnce(Env<'a>, [Term<'a>; N]) -> NifResult<Term<'a>>,

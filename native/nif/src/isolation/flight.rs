@@ -296,6 +296,12 @@ impl Flight {
         }
     }
 
+    /// Takes the caller off the record. True: no message has been or will be sent.
+    pub fn unpark(&self) -> bool {
+        let call = self.call.as_ref();
+        call.is_some_and(|call| self.worker.waits_no_more(call.slot(), call.number()).is_some())
+    }
+
     /// Gives it up, unless its answer (and the message to a parked caller) was faster.
     pub fn give_up(&mut self) -> GivenUp {
         let Some(call) = self.call.take() else {

@@ -75,12 +75,14 @@ impl SlotQueue {
         true
     }
 
-    /// Queues the waiter for `{reference, what}`, without a bound. False: there is room, and no message will come.
-    pub fn wait(&self, pool: &Pool, waiter: Waiter, reference: Term<'_>, what: Atom) -> bool {
-        self.enter(waiter, usize::MAX);
+    /// Queues the waiter for `{reference, what}`. `None`: `limit` are waiting. False: there is room, and no message will come.
+    pub fn wait(&self, pool: &Pool, waiter: Waiter, reference: Term<'_>, what: Atom, limit: usize) -> Option<bool> {
+        if !self.enter(waiter, limit) {
+            return None;
+        }
         // SeqCst: pairs with the one in `slot_freed`.
         fence(Ordering::SeqCst);
-        !(pool.has_room() && self.leave(reference, what))
+        Some(!(pool.has_room() && self.leave(reference, what)))
     }
 
     /// Whether it was still there.
