@@ -396,14 +396,14 @@ impl<'a, B: Builder, S: Source> Reading<'a, B, S> {
 
     #[inline]
     fn tuple(&mut self, stacks: &mut Decoder<B::Term>, arity: u32) -> Outcome<B, Option<(B::Term, bool)>> {
-        if arity > MOST_ELEMENTS {
-            return Err(DecodeError::Malformed("a tuple has more elements than the VM allows"));
-        }
         self.charge(words::tuple(size(arity)))?;
         if arity == 0 {
             return self.builder.tuple(&[]).map(complete).map_err(DecodeError::Refused);
         }
         self.push(stacks, Kind::Tuple, arity.into())?;
+        if arity > MOST_ELEMENTS {
+            return Err(DecodeError::Malformed("a tuple has more elements than the VM allows"));
+        }
         Ok(None)
     }
 
