@@ -385,7 +385,7 @@ pub struct VmBuilder<'a> {
     from: Option<&'a Worker>,
     /// Names of this payload whose terms were copied: once each, however often they come. Else fourteen bytes would buy a
     /// copy of a fun of any size.
-    copies: HashMap<Name, ErlNifTerm>,
+    copies: Option<HashMap<Name, ErlNifTerm>>,
     /// Words that such copies may still take.
     spare: u64,
 }
@@ -397,7 +397,8 @@ impl<'a> VmBuilder<'a> {
         VmBuilder {
             env,
             from,
-            copies: HashMap::new(),
+            // Not made before it is needed: even an empty one costs a look at the thread's keys.
+            copies: None,
             spare: from.map_or(0, |worker| worker.limits().words),
         }
     }
@@ -586,7 +587,7 @@ impl Builder for VmBuilder<'_> {
     #[cold]
     fn name(&mut self, name: Name, _key: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
         let worker = self.from.ok_or(Unmakeable::Forged)?;
-        if let Some(&term) = self.copies.get(&name) {
+        if let Some(&term) = self.copies.as_ref().and_then(|copies| copies.get(&name)) {
             return Ok(term);
         }
         let names = worker.names().lock();
@@ -594,7 +595,7 @@ impl Builder for VmBuilder<'_> {
         self.spare = self.spare.checked_sub(words).ok_or(Unmakeable::Memory)?;
         let term = names.term(self.env, name)?;
         if words > 0 {
-            self.copies.insert(name, term);
+            self.copies.get_or_insert_default().insert(name, term);
         }
         Ok(term)
     }
