@@ -397,6 +397,15 @@ defmodule Snakepit.IsolationTest do
       assert_no_messages()
     end
 
+    test "results that do not all have room at a time are waited for, and none is lost" do
+      library = load!(:adder, workers: 1, spill_size: 4 * 1024 * 1024)
+      lists = List.duplicate([1_000_000, 7], 60)
+      {:ok, results} = Isolation.call_many(library, :fill, lists, timeout: 60_000)
+      assert for({:ok, bytes} <- results, do: byte_size(bytes)) == List.duplicate(1_000_000, 60)
+      assert {:error, %Error{reason: :quota_exceeded}} = Isolation.call(library, :fill, [5_000_000, 7])
+      assert_no_messages()
+    end
+
     test "large results that have come when the deadline passes are given" do
       library = load!(:adder, workers: 1)
       lists = List.duplicate([1_000_000, 7], 25)

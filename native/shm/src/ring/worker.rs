@@ -96,6 +96,10 @@ pub struct Handover {
     pub(crate) layout: Layout,
 }
 
+/// How long an answer waits for room that other answers still take, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_micros(200);
+
 /// Looks between two looks at the clock.
 const LOOKS: u32 = if cfg!(loom) { 1 } else { 32 };
 
@@ -371,10 +375,26 @@ impl WorkerRing {
     }
 
     /// A range of the result area, after giving back those that the VM has released.
+    /// Room for an answer that needs `bytes` now and may grow. If answers that the VM has not read yet are in its way, they
+    /// are waited for, a while: a caller that never takes its answer must not stop the worker.
     fn reserve(&self, bytes: usize) -> std::result::Result<Range, u32> {
-        let mut results = self.results.lock();
-        self.collect(&mut results);
-        results.ranges.take(bytes)
+        let started = Instant::now();
+        loop {
+            let full = {
+                let mut results = self.results.lock();
+                self.collect(&mut results);
+                let doubled = results.ranges.take(bytes.saturating_mul(2));
+                match doubled.or_else(|_| results.ranges.take(bytes)) {
+                    Ok(range) => return Ok(range),
+                    Err(available) => available,
+                }
+            };
+            let in_the_way = self.held.load(Ordering::Relaxed) > 0;
+            if !in_the_way || bytes > self.layout.plan.spill_bytes as usize || started.elapsed() >= PATIENCE {
+                return Err(full);
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     fn collect(&self, results: &mut Results) {
@@ -615,11 +635,7 @@ impl Output<'_> {
             available: u64::from(available),
         };
         let Some(old) = self.range else {
-            // Room to grow, if there is; otherwise what is needed now.
-            let range = ring
-                .reserve(bytes.saturating_mul(2))
-                .or_else(|_| ring.reserve(bytes))
-                .map_err(too_large)?;
+            let range = ring.reserve(bytes).map_err(too_large)?;
             self.range = Some(range);
             if self.length > TINY_ANSWER {
                 let source = ring.at(payload, self.length);
@@ -640,10 +656,7 @@ impl Output<'_> {
         let range = match longer {
             Some(range) => range,
             None => {
-                let range = ring
-                    .reserve(bytes.saturating_mul(2))
-                    .or_else(|_| ring.reserve(bytes))
-                    .map_err(too_large)?;
+                let range = ring.reserve(bytes).map_err(too_large)?;
                 // SAFETY: two ranges that are both held do not overlap; the new one is longer.
                 unsafe { copy::bytes(place(range), place(old), self.length) };
                 ring.results.lock().ranges.give_back(old);
