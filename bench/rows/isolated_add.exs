@@ -7,9 +7,10 @@ defmodule Bench.Rows.IsolatedAdd do
   def title, do: "isolated call"
 
   @own_work 5_000
-  # No slower than iceoryx2 between two Rust programs, in the same run; and what that took when the bar was set.
+  # No slower than iceoryx2 between two Rust programs, in the same run. The aim was half of the 0.6 us that it took where a cache line
+  # went to and fro in 0.1 us.
   @bar {:at_most, 1.0}
-  @within {:within, 600}
+  @aim {:at_most, 3.0}
   @batch 1_000
   @worked "5 us of work before each"
 
@@ -50,7 +51,7 @@ defmodule Bench.Rows.IsolatedAdd do
     [
       row("add(1, 2), awake", figures.isolated, {"iceoryx2", figures.iceoryx}, @bar),
       row("add(1, 2), awake, #{@worked}", figures.isolated_worked, {"iceoryx2", figures.iceoryx_worked}, @bar),
-      row("add(1, 2), awake, without the clock", figures.batches, nil, @within),
+      row("add(1, 2), awake, without the clock", figures.batches, {"one cache line", figures.line}, @aim),
       row("  in the VM", figures.vm),
       row("  a Port, echo in C", figures.port),
       row("  the same, #{@worked}", figures.port_worked),

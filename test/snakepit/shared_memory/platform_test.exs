@@ -7,6 +7,7 @@ defmodule Snakepit.SharedMemory.PlatformTest do
 
   test "this machine's is there, the others are refused by name" do
     assert {:ok, module} = Platform.get_implementation(Platform.detect_platform())
+    assert Code.ensure_loaded?(module)
     assert function_exported?(module, :allocate, 3)
     assert {:error, %Error{reason: :not_supported} = error} = Platform.get_implementation(:windows)
     assert Exception.message(error) =~ "windows"

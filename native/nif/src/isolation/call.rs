@@ -10,10 +10,10 @@ use crate::atoms;
 use parking_lot::Mutex;
 use rustler::sys::{ERL_NIF_DIRTY_JOB_CPU_BOUND, ErlNifEnv, ErlNifTerm, c_int, enif_make_badarg, enif_schedule_nif};
 use rustler::{Encoder, Env, Error as NifError, NifResult, Term};
-use snakepit_shm_core::ring::vm::Answer;
+use snakepit_shm_core::ring::vm::{Answer, Wake};
 use std::ffi::CStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The most that a caller may spin.
 const LONGEST_SPIN: u32 = 1000;
@@ -67,9 +67,9 @@ fn run<'a>(env: Env<'a>, arguments: [Term<'a>; 4], place: Where) -> NifResult<Te
     let pool = Ref::<Pool>::of(pool)?;
     let spin_us = spin.decode::<u32>().map_err(|_| NifError::BadArg)?.min(LONGEST_SPIN);
     if place == Where::Scheduler {
-        match quick::call(env, &pool, name, list, spin_us) {
+        match quick::call(env, &pool, name, list, spin_us > 0) {
             Quick::Done(term) => return Ok(term),
-            Quick::Late(flight) => return Ok(late(env, flight, spin_us)),
+            Quick::Late(flight, wake) => return Ok(late(env, flight, wake, spin_us, place)),
             Quick::Refused(flight, failure) => return Ok(flight.refused(env, failure)),
             Quick::No => {}
         }
@@ -103,25 +103,21 @@ fn run<'a>(env: Env<'a>, arguments: [Term<'a>; 4], place: Where) -> NifResult<Te
         Submitted::Full => return Ok(atoms::full().encode(env)),
         Submitted::Failed(failure) => return Ok(failure.term(env)),
     };
-    if flight.wake(wake) {
-        return Ok(pending(env, flight));
-    }
-    Ok(match flight.spin(Duration::from_micros(spin_us.into())) {
-        Look::Answered(answer) => answered(env, flight, &answer, place),
-        Look::Waiting => late(env, flight, if place == Where::Scheduler { spin_us } else { 0 }),
-        other => unanswered(env, flight, other),
-    })
+    Ok(late(env, flight, wake, spin_us, place))
 }
 
-/// Not answered within the `spent_us` that this scheduler has waited.
+/// Waits a little for what was not answered at once.
 #[cold]
-fn late(env: Env<'_>, flight: Flight, spent_us: u32) -> Term<'_> {
-    match flight.look() {
-        Look::Answered(answer) => answered(env, flight, &answer, Where::Scheduler),
-        Look::Waiting => {
-            flight::spent(env, spent_us * 4);
-            pending(env, flight)
-        }
+fn late(env: Env<'_>, flight: Flight, wake: Wake, spin_us: u32, place: Where) -> Term<'_> {
+    flight.wake(wake);
+    let began = Instant::now();
+    let look = flight.attend(Duration::from_micros(spin_us.into()));
+    if place == Where::Scheduler {
+        flight::spent(env, (began.elapsed().as_nanos() / 250) as u32);
+    }
+    match look {
+        Look::Answered(answer) => answered(env, flight, &answer, place),
+        Look::Waiting => pending(env, flight),
         other => unanswered(env, flight, other),
     }
 }

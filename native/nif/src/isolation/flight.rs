@@ -273,6 +273,13 @@ impl Flight {
         }
     }
 
+    pub fn attend(&self, at_most: Duration) -> Look {
+        match &self.call {
+            Some(call) => self.seen(self.worker.ring().attend(call, at_most)),
+            None => Look::Dead { started: false },
+        }
+    }
+
     /// Whether somebody was told to expect a message.
     pub fn is_parked(&self) -> bool {
         self.parked.get()
@@ -391,14 +398,9 @@ impl Flight {
     }
 
     /// What is to be done for a worker that does not look at its queue.
-    #[inline]
-    pub fn wake(&self, wake: Wake) -> bool {
-        match wake {
-            Wake::Awake => false,
-            Wake::Asleep => {
-                self.worker.wake_process();
-                true
-            }
+    pub fn wake(&self, wake: Wake) {
+        if wake == Wake::Asleep {
+            self.worker.wake_process();
         }
     }
 }

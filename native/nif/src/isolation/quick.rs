@@ -14,7 +14,6 @@ use rustler::types::atom::Atom;
 use rustler::{Env, Term};
 use snakepit_shm_core::ring::status;
 use snakepit_shm_core::ring::vm::{Answer, Call, Payload, Poll, Request, VmRing, Wake};
-use std::time::Duration;
 
 /// Arguments.
 const ARGUMENTS: usize = 8;
@@ -27,7 +26,7 @@ const EAGER: u32 = 400;
 pub enum Quick<'a> {
     Done(Term<'a>),
     /// It is on its way, and this is no longer the quick one.
-    Late(Flight),
+    Late(Flight, Wake),
     /// It was answered with what cannot be taken.
     Refused(Flight, Failure),
     /// Nothing has been done.
@@ -35,7 +34,7 @@ pub enum Quick<'a> {
 }
 
 #[inline]
-pub fn call<'a>(env: Env<'a>, pool: &Pool, name: Term<'a>, list: Term<'a>, spin_us: u32) -> Quick<'a> {
+pub fn call<'a>(env: Env<'a>, pool: &Pool, name: Term<'a>, list: Term<'a>, waits: bool) -> Quick<'a> {
     let mut arguments = [name.as_c_arg(); ARGUMENTS];
     let mut elements = Elements::of(list);
     let mut arity = 0;
@@ -53,9 +52,8 @@ pub fn call<'a>(env: Env<'a>, pool: &Pool, name: Term<'a>, list: Term<'a>, spin_
     if !elements.rest(env).is_empty_list() {
         return Quick::No;
     }
-    let went = pool.with_idle(|worker| {
-        scratch::with(|scratch| go(env, worker, scratch, function, &arguments[..arity], spin_us))
-    });
+    let went = pool
+        .with_idle(|worker| scratch::with(|scratch| go(env, worker, scratch, function, &arguments[..arity], waits)));
     went.unwrap_or(Quick::No)
 }
 
@@ -66,7 +64,7 @@ fn go<'a>(
     scratch: &mut Scratch,
     function: u32,
     arguments: &[ErlNifTerm],
-    spin_us: u32,
+    waits: bool,
 ) -> Quick<'a> {
     let ring = worker.ring();
     let mut kept = Vec::new();
@@ -95,10 +93,9 @@ fn go<'a>(
     worker.count(call.number());
     scratch.spend(env, 2);
     if wake == Wake::Asleep {
-        worker.wake_process();
-        return Quick::Late(Flight::new(worker.clone(), call, kept));
+        return Quick::Late(Flight::new(worker.clone(), call, kept), wake);
     }
-    match wait(ring, &call, spin_us) {
+    match look(ring, &call, if waits { EAGER } else { 1 }) {
         Some(answer) if answer.length <= ANSWER && matches!(answer.status, status::VALUE | status::RAISED) => {
             let source = ring.source(&call, &answer);
             let value = match scratch.decode(env.as_c_arg(), worker, &source) {
@@ -116,25 +113,21 @@ fn go<'a>(
             };
             Quick::Done(pair(env, tag, value))
         }
-        _ => Quick::Late(Flight::new(worker.clone(), call, kept)),
+        _ => Quick::Late(Flight::new(worker.clone(), call, kept), wake),
     }
 }
 
 /// The answer, if there is one soon. What is wrong is found out by the next look.
 #[inline]
-fn wait(ring: &VmRing, call: &Call, spin_us: u32) -> Option<Answer> {
-    let eager = if spin_us == 0 { 1 } else { EAGER };
-    for _ in 0..eager {
+fn look(ring: &VmRing, call: &Call, times: u32) -> Option<Answer> {
+    for _ in 0..times {
         match ring.poll(call) {
             Ok(Poll::Waiting) => {}
             Ok(Poll::Answered(answer)) => return Some(answer),
             Ok(Poll::Dead { .. }) | Err(_) => return None,
         }
     }
-    match ring.spin(call, Duration::from_micros(spin_us.into())) {
-        Ok(Poll::Answered(answer)) => Some(answer),
-        _ => None,
-    }
+    None
 }
 
 #[inline]

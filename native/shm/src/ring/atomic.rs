@@ -51,3 +51,11 @@ pub(crate) fn relax() {
     #[cfg(not(loom))]
     std::hint::spin_loop();
 }
+
+/// Lets another thread have the CPU, if one waits for it.
+pub(crate) fn give_way() {
+    #[cfg(loom)]
+    loom::thread::yield_now();
+    #[cfg(not(loom))]
+    std::thread::yield_now();
+}

@@ -2,7 +2,7 @@
 //!
 //! Each executor thread loops: [`next`](WorkerRing::next), execute, [`answer`](WorkerRing::answer). The VM is trusted here.
 
-use super::atomic::{AtomicBool, AtomicU64, Mutex, Ordering, OwnLine, fence, relax};
+use super::atomic::{AtomicBool, AtomicU64, Mutex, Ordering, OwnLine, fence, give_way, relax};
 use super::bell::{self, Listener, Ringer, Wait};
 use super::layout::{
     Layout, PLACE_SLOT, PLACE_SPILL, PLACE_TINY, Plan, TINY_ANSWER, TINY_REQUEST, cell, executor, header, slot, state,
@@ -215,6 +215,8 @@ impl WorkerRing {
             }
             let now = Instant::now();
             if now.duration_since(*began.get_or_insert(now)) < spin {
+                // Who would call may wait for this very CPU.
+                give_way();
                 continue;
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
@@ -374,9 +376,8 @@ impl WorkerRing {
         }
     }
 
-    /// A range of the result area, after giving back those that the VM has released.
-    /// Room for an answer that needs `bytes` now and may grow. If answers that the VM has not read yet are in its way, they
-    /// are waited for, a while: a caller that never takes its answer must not stop the worker.
+    /// A range of the result area for an answer that needs `bytes` now and may grow. If answers that the VM has not read yet are
+    /// in its way, they are waited for, a while: a caller that never takes its answer must not stop the worker.
     fn reserve(&self, bytes: usize) -> std::result::Result<Range, u32> {
         let started = Instant::now();
         loop {
