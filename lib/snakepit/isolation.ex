@@ -61,8 +61,8 @@ defmodule Snakepit.Isolation do
       The first restart is immediate, the next ones wait 1, 2, 4 ... 100 ms. Workers that were killed because of a deadline do not count.
       `max_restarts: :infinity` never gives up
     * `:heartbeat_timeout` - ms without a sign of life after which a worker is killed, default 5,000, or `:infinity`
-    * `:spin` - us that a caller waits on its scheduler for a call that has begun before it sleeps, 0 to 1,000, default 10; an idle worker gets up to
-      100 us to begin. 0: it always sleeps
+    * `:spin` - us that a caller waits on its scheduler for a call that has begun before it sleeps, 0 to 1,000, default 10; a sleeping worker gets up
+      to 60 us more to begin. 0: the caller always sleeps
     * `:worker_spin` - us that a worker stays awake after a call, default 50
     * `:slots` - calls that one worker may have, running or queued; a power of two up to 1,024, default 64. Further callers wait
     * `:max_waiting` - how many may wait, default 10,000; past it a call is `:overloaded`

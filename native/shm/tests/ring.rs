@@ -244,24 +244,24 @@ fn an_idle_worker_sleeps_and_is_woken() {
 }
 
 #[test]
-fn an_idle_executor_is_waited_for_and_a_busy_one_is_not() {
+fn a_woken_worker_is_waited_for_but_not_for_ever() {
     let both = Both::new(Plan::default());
     let long = Duration::from_secs(20);
     let first = both.publish(1);
     // Nobody takes it, and it does not wait for ever.
     assert!(matches!(
-        both.vm.attend(&first, Duration::from_micros(1)).unwrap(),
+        both.vm.attend(&first, Wake::Asleep, Duration::from_micros(1)).unwrap(),
         Poll::Waiting
     ));
     let job = both.job();
     let second = both.publish(2);
     assert!(matches!(
-        both.vm.attend(&second, Duration::from_micros(1)).unwrap(),
+        both.vm.attend(&second, Wake::Asleep, Duration::from_micros(1)).unwrap(),
         Poll::Waiting
     ));
     both.worker.answer(0, job, 0, &[1]).unwrap();
     assert!(matches!(
-        both.vm.attend(&first, Duration::ZERO).unwrap(),
+        both.vm.attend(&first, Wake::Asleep, Duration::ZERO).unwrap(),
         Poll::Answered(_)
     ));
     assert_eq!(both.answer(first).1, [1]);
@@ -270,7 +270,10 @@ fn an_idle_executor_is_waited_for_and_a_busy_one_is_not() {
             let job = both.job();
             both.worker.answer(0, job, 0, &[2]).unwrap();
         });
-        assert!(matches!(both.vm.attend(&second, long).unwrap(), Poll::Answered(_)));
+        assert!(matches!(
+            both.vm.attend(&second, Wake::Asleep, long).unwrap(),
+            Poll::Answered(_)
+        ));
     });
     assert_eq!(both.answer(second).1, [2]);
 }

@@ -111,7 +111,7 @@ fn run<'a>(env: Env<'a>, arguments: [Term<'a>; 4], place: Where) -> NifResult<Te
 fn late(env: Env<'_>, flight: Flight, wake: Wake, spin_us: u32, place: Where) -> Term<'_> {
     flight.wake(wake);
     let began = Instant::now();
-    let look = flight.attend(Duration::from_micros(spin_us.into()));
+    let look = flight.attend(wake, Duration::from_micros(spin_us.into()));
     if place == Where::Scheduler {
         flight::spent(env, (began.elapsed().as_nanos() / 250) as u32);
     }

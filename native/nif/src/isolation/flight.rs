@@ -273,9 +273,9 @@ impl Flight {
         }
     }
 
-    pub fn attend(&self, at_most: Duration) -> Look {
+    pub fn attend(&self, wake: Wake, at_most: Duration) -> Look {
         match &self.call {
-            Some(call) => self.seen(self.worker.ring().attend(call, at_most)),
+            Some(call) => self.seen(self.worker.ring().attend(call, wake, at_most)),
             None => Look::Dead { started: false },
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Each executor thread loops: [`next`](WorkerRing::next), execute, [`answer`](WorkerRing::answer). The VM is trusted here.
 
-use super::atomic::{AtomicBool, AtomicU64, Mutex, Ordering, OwnLine, fence, give_way, relax};
+use super::atomic::{AtomicBool, AtomicU64, Mutex, Ordering, OwnLine, fence, relax};
 use super::bell::{self, Listener, Ringer, Wait};
 use super::layout::{
     Layout, PLACE_SLOT, PLACE_SPILL, PLACE_TINY, Plan, TINY_ANSWER, TINY_REQUEST, cell, executor, header, slot, state,
@@ -215,8 +215,6 @@ impl WorkerRing {
             }
             let now = Instant::now();
             if now.duration_since(*began.get_or_insert(now)) < spin {
-                // Who would call may wait for this very CPU.
-                give_way();
                 continue;
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
