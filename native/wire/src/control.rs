@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::Limits;
+use crate::service::Reply;
 
 /// Changes when a message does.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The largest packet.
 pub const PACKET: usize = 64 << 10;
@@ -83,6 +84,15 @@ pub enum ToWorker {
         ids: Vec<u64>,
     },
     Stop,
+    /// To a [`Request`](crate::service::Request).
+    Answer {
+        request: u32,
+        reply: Reply,
+    },
+    /// A monitored process has ended.
+    Down {
+        monitor: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,7 +244,7 @@ pub fn decode<M: Message>(packet: &[u8]) -> Result<M, ControlError> {
     Ok(message)
 }
 
-fn bound(field: &'static str, length: usize, limit: usize) -> Result<(), ControlError> {
+pub(crate) fn bound(field: &'static str, length: usize, limit: usize) -> Result<(), ControlError> {
     if length <= limit {
         Ok(())
     } else {
@@ -269,7 +279,8 @@ impl Message for ToWorker {
                 bound("executors", load.executors.into(), EXECUTORS.into())
             }
             Self::Release { ids } => bound("ids", ids.len(), RELEASES),
-            Self::Stop => Ok(()),
+            Self::Answer { reply, .. } => reply.check(),
+            Self::Stop | Self::Down { .. } => Ok(()),
         }
     }
 }

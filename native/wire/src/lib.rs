@@ -2,7 +2,7 @@
 //!
 //! * Terms: [`Encoder`] writes what a [`Reader`] sees into a [`Sink`]; [`Decoder`] reads a [`Source`] and has a
 //!   [`Builder`] make the terms. One codec, and the VM's terms and the worker's own heap are two back ends of it.
-//! * [`control`]: the messages outside of calls.
+//! * [`control`]: the messages outside of calls; [`service`]: what a library asks of the VM.
 //!
 //! Invariants:
 //!
@@ -33,6 +33,7 @@ pub mod encode;
 pub mod error;
 pub mod limits;
 pub mod reference;
+pub mod service;
 pub mod shared;
 pub mod tag;
 pub mod term;

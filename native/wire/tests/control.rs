@@ -6,12 +6,13 @@ use std::fmt::Debug;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use snakepit_wire::Limits;
 use snakepit_wire::control::{
     ARITY, ControlError, EXECUTORS, FUNCTIONS, Failed, FromWarden, FromWorker, Function, LABEL, LOAD_INFO, Load,
     Loaded, MESSAGE, MISSING, Message, PACKET, PATH, RELEASES, SYMBOL, Stage, Status, ToWarden, ToWorker, VERSION,
     decode, encode,
 };
+use snakepit_wire::service::{INTEGER, KEY, Keyed, NAMES, Named, PIECE, REGISTERED, Reply, Request};
+use snakepit_wire::{Limits, Name, NameKind};
 
 fn to_warden() -> impl Strategy<Value = ToWarden> {
     prop_oneof![
@@ -62,6 +63,67 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
         load.prop_map(ToWorker::Load),
         vec(any::<u64>(), 0..100).prop_map(|ids| ToWorker::Release { ids }),
         Just(ToWorker::Stop),
+        (any::<u32>(), reply()).prop_map(|(request, reply)| ToWorker::Answer { request, reply }),
+        any::<u64>().prop_map(|monitor| ToWorker::Down { monitor }),
+    ]
+}
+
+fn named() -> impl Strategy<Value = Named> {
+    (0_u8..4, any::<u32>(), any::<u32>()).prop_map(|(kind, index, generation)| {
+        Named(Name {
+            kind: NameKind::from_byte(kind).unwrap(),
+            index,
+            generation,
+        })
+    })
+}
+
+fn reply() -> impl Strategy<Value = Reply> {
+    let keyed = (named(), vec(any::<u8>(), 0..40)).prop_map(|(name, key)| Keyed { name, key });
+    prop_oneof![
+        Just(Reply::Yes),
+        Just(Reply::No),
+        Just(Reply::Refused),
+        vec(keyed, 0..20).prop_map(Reply::Names),
+        vec(any::<u8>(), 0..=INTEGER).prop_map(Reply::Integer),
+        vec(any::<u8>(), 0..80).prop_map(Reply::Key),
+    ]
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let number = any::<u32>;
+    let bytes = || vec(any::<u8>(), 0..300);
+    prop_oneof![
+        (number(), bytes()).prop_map(|(stream, bytes)| Request::Part { stream, bytes }),
+        (number(), named(), number(), bytes()).prop_map(|(request, to, stream, term)| Request::Send {
+            request,
+            to,
+            stream,
+            term
+        }),
+        (number(), named(), number(), bytes()).prop_map(|(request, to, stream, term)| Request::Command {
+            request,
+            to,
+            stream,
+            term
+        }),
+        (number(), any::<bool>(), "[a-z_é]{0,30}").prop_map(|(request, port, name)| Request::WhereIs {
+            request,
+            port,
+            name
+        }),
+        (number(), named()).prop_map(|(request, name)| Request::IsAlive { request, name }),
+        (number(), 0..=NAMES as u32).prop_map(|(request, count)| Request::References { request, count }),
+        (number(), number()).prop_map(|(request, properties)| Request::Unique { request, properties }),
+        (number(), any::<u64>(), named()).prop_map(|(request, monitor, pid)| Request::Monitor {
+            request,
+            monitor,
+            pid
+        }),
+        any::<u64>().prop_map(|monitor| Request::Demonitor { monitor }),
+        (number(), named()).prop_map(|(request, name)| Request::Key { request, name }),
+        vec(named(), 0..20).prop_map(|names| Request::Keep { names }),
+        vec(named(), 0..20).prop_map(|names| Request::Drop { names }),
     ]
 }
 
@@ -134,6 +196,11 @@ proptest! {
     }
 
     #[test]
+    fn requests_come_back(message in request(), cut: prop::sample::Index) {
+        round_trip(&message, cut)?;
+    }
+
+    #[test]
     fn noise_is_an_error_or_a_message(rest in vec(any::<u8>(), 0..300)) {
         let mut packet = VERSION.to_be_bytes().to_vec();
         packet.extend(rest);
@@ -141,6 +208,7 @@ proptest! {
         hostile::<FromWarden>(&packet);
         hostile::<ToWorker>(&packet);
         hostile::<ToWarden>(&packet);
+        hostile::<Request>(&packet);
     }
 
     #[test]
@@ -166,7 +234,23 @@ fn another_version_is_named() {
 fn an_announced_length_reserves_nothing() {
     // An array of 2^32 - 1 numbers, of which none comes.
     let packet = [
-        0, 1, 0x81, 0xA7, b'R', b'e', b'l', b'e', b'a', b's', b'e', 0x91, 0xDD, 0xFF, 0xFF, 0xFF, 0xFF,
+        0,
+        VERSION as u8,
+        0x81,
+        0xA7,
+        b'R',
+        b'e',
+        b'l',
+        b'e',
+        b'a',
+        b's',
+        b'e',
+        0x91,
+        0xDD,
+        0xFF,
+        0xFF,
+        0xFF,
+        0xFF,
     ];
     assert!(matches!(decode::<ToWorker>(&packet), Err(ControlError::Malformed(_))));
 }
@@ -291,4 +375,57 @@ fn every_field_is_bounded() {
         })),
         "message"
     );
+}
+
+#[test]
+fn requests_and_replies_are_bounded() {
+    let name = Named(Name {
+        kind: NameKind::Pid,
+        index: 1,
+        generation: 1,
+    });
+    let keyed = |length| Keyed {
+        name,
+        key: vec![0; length],
+    };
+    let requests = [
+        Request::Part {
+            stream: 1,
+            bytes: vec![0; PIECE + 1],
+        },
+        Request::Send {
+            request: 0,
+            to: name,
+            stream: 1,
+            term: vec![0; PIECE + 1],
+        },
+        Request::WhereIs {
+            request: 1,
+            port: false,
+            name: "a".repeat(REGISTERED + 1),
+        },
+        Request::References {
+            request: 1,
+            count: NAMES as u32 + 1,
+        },
+        Request::Keep {
+            names: vec![name; NAMES + 1],
+        },
+    ];
+    for request in requests {
+        assert!(
+            matches!(encode(&request), Err(ControlError::Field { .. })),
+            "{request:?}"
+        );
+    }
+    let replies = [
+        Reply::Names(vec![keyed(1); NAMES + 1]),
+        Reply::Names(vec![keyed(KEY + 1)]),
+        Reply::Integer(vec![0; INTEGER + 1]),
+        Reply::Key(vec![0; KEY + 1]),
+    ];
+    for reply in replies {
+        let answer = ToWorker::Answer { request: 1, reply };
+        assert!(matches!(encode(&answer), Err(ControlError::Field { .. })));
+    }
 }

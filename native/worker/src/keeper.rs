@@ -64,6 +64,7 @@ impl Keeper {
                 // The executors end when they have answered what they work on; the main thread then leaves.
                 Ok(ToWorker::Stop) => self.ring.stop(),
                 Ok(ToWorker::Load(_)) => refuse("a second library"),
+                Ok(ToWorker::Answer { .. } | ToWorker::Down { .. }) => refuse("an answer to no request"),
                 Err(error) => refuse(&error.to_string()),
             },
         }

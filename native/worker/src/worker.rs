@@ -112,7 +112,9 @@ fn wait_for_load(vm: &Packets) -> Result<Load, Leave> {
                 return match control::decode(&buffer[..length]) {
                     Ok(ToWorker::Load(load)) => Ok(load),
                     Ok(ToWorker::Stop) => Err(Leave::With(exit::DONE)),
-                    Ok(ToWorker::Release { .. }) => Err(Leave::With(exit::PROTOCOL)),
+                    Ok(ToWorker::Release { .. } | ToWorker::Answer { .. } | ToWorker::Down { .. }) => {
+                        Err(Leave::With(exit::PROTOCOL))
+                    }
                     Err(error) => Err(broken(format!("the VM's message cannot be read: {error}"))),
                 };
             }

@@ -4,6 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use snakepit_wire::control::{self, FromWarden, FromWorker, Message, ToWarden, ToWorker, VERSION};
+use snakepit_wire::service::Request;
 
 fn hostile<M: Message>(packet: &[u8]) {
     if let Ok(message) = control::decode::<M>(packet) {
@@ -19,5 +20,6 @@ fuzz_target!(|bytes: &[u8]| {
         hostile::<FromWarden>(packet);
         hostile::<ToWorker>(packet);
         hostile::<ToWarden>(packet);
+        hostile::<Request>(packet);
     }
 });
