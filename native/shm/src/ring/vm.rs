@@ -871,7 +871,8 @@ impl VmRing {
     }
 
     /// Takes at most `most` records out of the event queue; `report` gets kind and a private copy. When as many came, there
-    /// may be more, and the worker will not ring for them: call again. `report` must not call `events` or `drain`.
+    /// may be more, and the worker will not ring for them: call again. `report` must not call `events` or `drain`, and does
+    /// what the record says before it returns: the worker is told so by the cursor.
     pub fn events(&self, most: usize, mut report: impl FnMut(u32, &[u8])) -> std::result::Result<usize, Fault> {
         let mut queue = self.events.lock();
         let queue = &mut *queue;
@@ -894,15 +895,16 @@ impl VmRing {
             let record = self.read_event(queue, available)?;
             count += 1;
             queue.taken += 1;
+            report(record.kind, &queue.scratch);
             queue.head += record.bytes;
-            // Release: pairs with the worker's Acquire: we have read what it may overwrite now.
+            // Release: pairs with the worker's Acquire: we have read what it may overwrite now, and done what it said: an answer
+            // without `status::QUEUED` comes after it.
             self.memory
                 .word(header::EVENT_HEAD)
                 .store(queue.head, Ordering::Release);
             // SeqCst: pairs with the fence in the worker's `event` (it moves its cursor, then looks at ours): a record that we
             // do not see at the next turn is rung for.
             fence(Ordering::SeqCst);
-            report(record.kind, &queue.scratch);
         }
         Ok(count)
     }

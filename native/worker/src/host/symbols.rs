@@ -66,6 +66,8 @@ static ALL: &[&[Symbol]] = &[
     api::locks::SYMBOLS,
     api::maps::SYMBOLS,
     api::memory::SYMBOLS,
+    api::messages::SYMBOLS,
+    api::monitors::SYMBOLS,
     api::numbers::SYMBOLS,
     api::processes::SYMBOLS,
     api::queues::SYMBOLS,

@@ -53,6 +53,8 @@ pub mod lists;
 pub mod locks;
 pub mod maps;
 pub mod memory;
+pub mod messages;
+pub mod monitors;
 pub mod numbers;
 pub mod processes;
 pub mod queues;
