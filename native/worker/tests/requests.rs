@@ -379,3 +379,170 @@ fn not_everybody_can_be_monitored() {
     // Its type has no down callback.
     assert_eq!(worker.ask("monitor_plain", &[]), int(-1));
 }
+
+// ── Descriptors ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const READ: i64 = 1;
+const WRITE: i64 = 2;
+const STOP: i64 = 4;
+const CANCEL: i64 = 8;
+const ERROR: i64 = 32;
+const READ_CANCELLED: i64 = 1 << 4;
+const WRITE_CANCELLED: i64 = 1 << 5;
+const ERROR_CANCELLED: i64 = 1 << 6;
+const STOP_CALLED: i64 = 1;
+const FAILED: i64 = 1 << 3;
+const INVALID: i64 = 1 << 2;
+
+fn select(worker: &Worker, pipe: &Value, end: i64, mode: i64, term: Value) -> Value {
+    worker.ask("select", &[pipe.clone(), int(end), int(mode), pid(OWNER), term])
+}
+
+fn ready(pipe: &Value, term: Value, event: &str) -> Value {
+    Value::tuple([Value::atom("select"), pipe.clone(), term, Value::atom(event)])
+}
+
+fn undefined() -> Value {
+    Value::atom("undefined")
+}
+
+/// Waits for one message to the owner.
+fn message(worker: &Worker) -> Value {
+    worker.attend_until(|vm| !vm.messages.is_empty());
+    let mut messages = messages(worker);
+    assert_eq!(messages.len(), 1);
+    messages.remove(0)
+}
+
+#[test]
+fn a_descriptor_that_can_be_read_is_told_once() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let pipe = worker.ask("pipe", &[]);
+    assert_eq!(select(&worker, &pipe, 0, READ, reference(60)), int(0));
+    // The reference must outlive the call.
+    let keep = vec![Named(name(NameKind::Reference, 60))];
+    assert!(worker.said().requests.contains(&Request::Keep { names: keep.clone() }));
+    worker.ask("write_end", std::slice::from_ref(&pipe));
+    worker.attend_until(|vm| !vm.requests.is_empty());
+    let said = worker.said();
+    let expected = ready(&pipe, bare(NameKind::Reference, 60), "ready_input");
+    assert_eq!(said.messages, [(name(NameKind::Pid, OWNER), expected, false)]);
+    assert_eq!(said.requests, [Request::Drop { names: keep }]);
+    // Once, although there is more to read; and again when it is asked for again.
+    worker.ask("write_end", std::slice::from_ref(&pipe));
+    assert_eq!(select(&worker, &pipe, 0, READ, undefined()), int(0));
+    assert_eq!(message(&worker), ready(&pipe, undefined(), "ready_input"));
+}
+
+#[test]
+fn a_message_of_ones_own_is_sent() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let pipe = worker.ask("pipe", &[]);
+    let term = Value::list([Value::Binary(vec![3; 100]), int(1)]);
+    assert_eq!(worker.ask("select_message", &[pipe.clone(), term.clone()]), int(0));
+    worker.ask("write_end", std::slice::from_ref(&pipe));
+    assert_eq!(message(&worker), term);
+}
+
+#[test]
+fn both_directions_and_trouble_are_told_apart() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let pipe = worker.ask("pipe", &[]);
+    assert_eq!(select(&worker, &pipe, 1, WRITE, undefined()), int(0));
+    assert_eq!(message(&worker), ready(&pipe, undefined(), "ready_output"));
+    assert_eq!(select(&worker, &pipe, 1, ERROR, undefined()), int(0));
+    worker.ask("close_end", &[pipe.clone(), int(0)]);
+    assert_eq!(message(&worker), ready(&pipe, undefined(), "ready_error"));
+    // Nobody waits for trouble: it wakes who waits for anything.
+    assert_eq!(select(&worker, &pipe, 1, WRITE, undefined()), int(0));
+    assert_eq!(message(&worker), ready(&pipe, undefined(), "ready_output"));
+    let pipe = worker.ask("pipe", &[]);
+    assert_eq!(select(&worker, &pipe, 0, READ, undefined()), int(0));
+    worker.ask("close_end", &[pipe.clone(), int(1)]);
+    assert_eq!(message(&worker), ready(&pipe, undefined(), "ready_input"));
+}
+
+#[test]
+fn selections_are_cancelled() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let pipe = worker.ask("pipe", &[]);
+    let select = |end, mode| select(&worker, &pipe, end, mode, undefined());
+    assert_eq!(select(0, READ | CANCEL), int(0));
+    assert_eq!(select(0, READ | ERROR), int(0));
+    assert_eq!(select(0, READ | WRITE | CANCEL), int(READ_CANCELLED));
+    assert_eq!(select(0, READ | ERROR | CANCEL), int(ERROR_CANCELLED));
+    assert_eq!(select(0, WRITE), int(0));
+    assert_eq!(select(0, WRITE | CANCEL), int(WRITE_CANCELLED));
+    assert_eq!(select(0, WRITE | CANCEL), int(0));
+    worker.ask("write_end", std::slice::from_ref(&pipe));
+    // What was cancelled does not happen; what is selected afterwards does.
+    assert_eq!(messages(&worker), []);
+    assert_eq!(select(0, READ), int(0));
+    assert_eq!(message(&worker), ready(&pipe, undefined(), "ready_input"));
+}
+
+#[test]
+fn a_stop_runs_the_callback_and_lets_go_of_the_object() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let pipe = worker.ask("pipe", &[]);
+    assert_eq!(select(&worker, &pipe, 0, READ, undefined()), int(0));
+    let Value::Resource(id) = pipe else { panic!() };
+    // Selected: held, though the VM has no handle. Handles: of `pipe` alone.
+    assert_eq!(
+        select(&worker, &pipe, 0, STOP, undefined()),
+        int(STOP_CALLED | READ_CANCELLED)
+    );
+    assert_eq!(messages(&worker), [tagged("stopped", 100)]);
+    // Unknown now: the callback is called, and closes what it is given.
+    assert_eq!(select(&worker, &pipe, 1, STOP, undefined()), int(STOP_CALLED));
+    assert_eq!(messages(&worker), [tagged("stopped", 100)]);
+    worker.say(&ToWorker::Release { ids: vec![id] });
+    assert_eq!(message(&worker), tagged("destroyed", 100));
+}
+
+#[test]
+fn a_selected_object_lives() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let pipe = worker.ask("pipe", &[]);
+    assert_eq!(select(&worker, &pipe, 1, WRITE, undefined()), int(0));
+    assert_eq!(message(&worker), ready(&pipe, undefined(), "ready_output"));
+    let Value::Resource(id) = pipe else { panic!() };
+    // All handles but those of the answer and the message.
+    worker.say(&ToWorker::Release { ids: vec![id] });
+    assert_eq!(select(&worker, &pipe, 1, STOP | WRITE, undefined()), int(STOP_CALLED));
+    assert_eq!(messages(&worker), [tagged("stopped", 100)]);
+    worker.say(&ToWorker::Release { ids: vec![id] });
+    assert_eq!(message(&worker), tagged("destroyed", 100));
+}
+
+#[test]
+fn what_cannot_be_watched_is_refused() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let pipe = worker.ask("pipe", &[]);
+    let failed = |flags| Value::tuple([Value::atom("failed"), int(flags)]);
+    assert_eq!(select(&worker, &pipe, -1, READ, undefined()), failed(INVALID));
+    assert_eq!(
+        select(&worker, &pipe, i32::MAX.into(), READ, undefined()),
+        failed(INVALID)
+    );
+    // Not open.
+    assert_eq!(select(&worker, &pipe, 900, READ, undefined()), failed(FAILED));
+    assert_eq!(worker.ask("select_file", std::slice::from_ref(&pipe)), int(0));
+    let expected = [ready(&pipe, undefined(), "ready_input"), tagged("stopped", 100)];
+    assert_eq!(messages(&worker), expected);
+    // Closed without a stop, and its number taken by another.
+    assert_eq!(select(&worker, &pipe, 1, WRITE, undefined()), int(0));
+    message(&worker);
+    worker.ask("close_end", &[pipe.clone(), int(1)]);
+    worker.ask("close_end", &[pipe.clone(), int(0)]);
+    let other = worker.ask("pipe", &[]);
+    assert_eq!(select(&worker, &other, 1, WRITE, undefined()), int(0));
+    assert_eq!(message(&worker), ready(&other, undefined(), "ready_output"));
+}

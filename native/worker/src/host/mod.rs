@@ -22,6 +22,7 @@ mod order;
 mod portable_hash;
 mod print;
 mod resource;
+mod select;
 mod send;
 mod service;
 mod symbols;

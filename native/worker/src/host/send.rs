@@ -212,6 +212,11 @@ pub fn message(to: Name, term: Term) -> bool {
     }
 }
 
+/// A message of the host's own, by which nobody learns whether the process lives.
+pub fn notify(to: Name, term: Term) {
+    transmit(Way::Message, to, term, false);
+}
+
 /// `enif_port_command`
 pub fn command(to: Name, term: Term) -> bool {
     transmit(Way::PortCommand, to, term, true) == Some(Reply::Yes)

@@ -72,6 +72,7 @@ static ALL: &[&[Symbol]] = &[
     api::processes::SYMBOLS,
     api::queues::SYMBOLS,
     api::resources::SYMBOLS,
+    api::select::SYMBOLS,
     api::system::SYMBOLS,
     api::terms::SYMBOLS,
     api::threads::SYMBOLS,

@@ -18,6 +18,7 @@ static ERL_NIF_TERM kept;
 struct watcher {
     ErlNifMonitor monitor;
     int number;
+    int ends[2];
 };
 
 static void tell_number(ErlNifEnv *env, const char *what, int number)
@@ -220,12 +221,93 @@ NIF(monitor_plain)
     return enif_make_int(env, result);
 }
 
+/* An object with a pipe. */
+NIF(pipe_)
+{
+    struct watcher *watcher = enif_alloc_resource(watching, sizeof *watcher);
+    memset(watcher, 0, sizeof *watcher);
+    watcher->number = 100;
+    ERL_NIF_TERM term = enif_make_resource(env, watcher);
+    enif_release_resource(watcher);
+    return pipe(watcher->ends) ? ATOM("no") : term;
+}
+
+static ERL_NIF_TERM selected(ErlNifEnv *env, int result)
+{
+    if (result < 0)
+        return enif_make_tuple2(env, ATOM("failed"), enif_make_int(env, result & 0xFF));
+    return enif_make_int(env, result);
+}
+
+/* Object, end (0, 1, or another descriptor), mode, receiver, reference. */
+NIF(select_)
+{
+    struct watcher *watcher;
+    ErlNifPid pid;
+    int end, mode, named = enif_get_local_pid(env, argv[3], &pid);
+    if (!enif_get_resource(env, argv[0], watching, (void **)&watcher) || !enif_get_int(env, argv[1], &end) ||
+        !enif_get_int(env, argv[2], &mode))
+        return enif_make_badarg(env);
+    int fd = end == 0 || end == 1 ? watcher->ends[end] : end;
+    return selected(env, enif_select(env, fd, mode, watcher, named ? &pid : NULL, argv[4]));
+}
+
+/* A message of its own, out of an env. */
+NIF(select_message)
+{
+    struct watcher *watcher;
+    enif_get_resource(env, argv[0], watching, (void **)&watcher);
+    ErlNifEnv *own = enif_alloc_env();
+    int result = enif_select_read(env, watcher->ends[0], watcher, &owner, enif_make_copy(own, argv[1]), own);
+    enif_free_env(own);
+    return selected(env, result);
+}
+
+NIF(write_end)
+{
+    struct watcher *watcher;
+    enif_get_resource(env, argv[0], watching, (void **)&watcher);
+    return enif_make_int(env, (int)write(watcher->ends[1], "x", 1));
+}
+
+NIF(read_end)
+{
+    struct watcher *watcher;
+    char byte;
+    enif_get_resource(env, argv[0], watching, (void **)&watcher);
+    return enif_make_int(env, (int)read(watcher->ends[0], &byte, 1));
+}
+
+NIF(close_end)
+{
+    struct watcher *watcher;
+    int end;
+    enif_get_resource(env, argv[0], watching, (void **)&watcher);
+    enif_get_int(env, argv[1], &end);
+    return enif_make_int(env, close(watcher->ends[end]));
+}
+
+/* Selects a file, which is always ready. */
+NIF(select_file)
+{
+    struct watcher *watcher;
+    enif_get_resource(env, argv[0], watching, (void **)&watcher);
+    FILE *file = tmpfile();
+    int fd = dup(fileno(file));
+    fclose(file);
+    int result = enif_select(env, fd, ERL_NIF_SELECT_READ, watcher, &owner, ATOM("undefined"));
+    enif_select(env, fd, ERL_NIF_SELECT_STOP, watcher, NULL, ATOM("undefined"));
+    return selected(env, result);
+}
+
 static ErlNifFunc functions[] = {
     {"echo", 1, echo}, {"bind", 1, bind}, {"send", 3, send}, {"send_env", 2, send_env}, {"send_thread", 0, send_thread},
     {"port_command", 2, port_command}, {"refs", 1, refs}, {"unique", 1, unique}, {"alive", 1, alive},
     {"whereis", 1, whereis}, {"printed_self", 0, printed_self}, {"keep", 1, keep}, {"kept_term", 0, kept_term},
     {"keep_new", 0, keep_new}, {"forget", 0, forget}, {"object", 1, object}, {"monitor", 2, monitor},
     {"demonitor", 1, demonitor}, {"monitor_plain", 0, monitor_plain},
+    {"pipe", 0, pipe_}, {"select", 5, select_}, {"select_message", 2, select_message}, {"write_end", 1, write_end},
+    {"read_end", 1, read_end}, {"close_end", 2, close_end}, {"select_file", 1, select_file},
 };
 
 ERL_NIF_INIT(requests, functions, load, NULL, NULL, NULL)

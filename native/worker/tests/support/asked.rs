@@ -194,7 +194,9 @@ impl Vm {
             }
             Request::Keep { .. } | Request::Demonitor { .. } => (0, Reply::No),
         };
-        self.requests.push(request);
+        if !matches!(request, Request::Send { .. } | Request::Command { .. }) {
+            self.requests.push(request);
+        }
         if number != 0 && !self.silent {
             control.say(&ToWorker::Answer { request: number, reply });
         }

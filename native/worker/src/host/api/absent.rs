@@ -6,8 +6,6 @@ use crate::host::term::Term;
 use std::ffi::{c_int, c_uint, c_void};
 
 absent! {
-    fn enif_select(*mut Env, c_int, c_uint, *mut c_void, *const Term, Term) -> c_int = -1;
-    fn enif_select_x(*mut Env, c_int, c_uint, *mut c_void, *const Term, Term, *mut Env) -> c_int = -1;
     fn enif_term_size(Term) -> usize = 0_usize;
     fn enif_get_atom_cache_index(*mut Env, Term, *mut c_uint) -> c_int = 0;
     fn enif_max_atom_cache_index() -> c_uint = 0_u32;

@@ -59,6 +59,7 @@ pub mod numbers;
 pub mod processes;
 pub mod queues;
 pub mod resources;
+pub mod select;
 pub mod system;
 pub mod terms;
 pub mod threads;
