@@ -75,7 +75,7 @@ defmodule Snakepit.Isolation.SurvivalTest do
 
     for round <- 1..5 do
       parent = self()
-      eventually(fn -> is_integer(Warden.os_pid()) end)
+      warden = eventually(&Warden.os_pid/0)
 
       callers =
         for n <- 1..100 do
@@ -87,7 +87,7 @@ defmodule Snakepit.Isolation.SurvivalTest do
         end
 
       eventually(fn -> File.exists?(path) end)
-      signal(Warden.os_pid())
+      signal(warden)
 
       results =
         for caller <- callers do
@@ -100,6 +100,7 @@ defmodule Snakepit.Isolation.SurvivalTest do
       assert written == Enum.uniq(written)
       for {text, {:ok, :ok}} <- results, do: assert(text in written)
       for {_, {:error, error}} <- results, do: assert(error.reason == :crashed)
+      eventually(fn -> Warden.os_pid() not in [warden, nil] end)
       ready(library)
       File.rm!(path)
     end
