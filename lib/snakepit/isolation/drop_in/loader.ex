@@ -6,13 +6,14 @@ defmodule Snakepit.Isolation.DropIn.Loader do
   alias Snakepit.Isolation
   alias Snakepit.Isolation.{DropIn, Error, Library}
 
-  @type answer :: :ok | {:error, {atom(), charlist()}}
+  # `:badarg` is raised by the caller.
+  @type answer :: :ok | :badarg | {:error, {atom(), charlist()}}
 
   @spec load_nif(module(), term(), term()) :: answer()
   def load_nif(module, path, load_info) do
     case DropIn.fetch(module) do
       nil -> failed(:bad_lib, "#{inspect(module)} is no longer isolated")
-      state -> if path?(path), do: alone(state, path, load_info), else: :erlang.error(:badarg)
+      state -> if path?(path), do: alone(state, path, load_info), else: :badarg
     end
   end
 

@@ -160,9 +160,21 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
 
   defp deeper(other, count, _context), do: {other, count}
 
+  # The error is raised here: the function that calls load_nif is on the stack then, as it is in the VM.
   defp replace(anno, arguments, count, {module, _} = context) do
     {arguments, count} = deeper(arguments, count, context)
-    {remote(anno, Loader, :load_nif, [{:atom, anno, module} | arguments]), count + 1}
+    # A name for each, since they may stand in one function.
+    answer = variable(anno, "answer #{count}")
+    badarg = {:atom, anno, :badarg}
+
+    call =
+      {:case, anno, remote(anno, Loader, :load_nif, [{:atom, anno, module} | arguments]),
+       [
+         {:clause, anno, [badarg], [], [remote(anno, :erlang, :error, [badarg])]},
+         {:clause, anno, [answer], [], [answer]}
+       ]}
+
+    {call, count + 1}
   end
 
   # ── Gates ─────────────────────────────────────────────────────────────────────────────────────────────────────

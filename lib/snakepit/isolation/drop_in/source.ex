@@ -71,12 +71,14 @@ defmodule Snakepit.Isolation.DropIn.Source do
     case :beam_lib.chunks(beam, [:abstract_code]) do
       {:ok, {_, [abstract_code: {:raw_abstract_v1, forms}]}} -> {:ok, forms}
       {:ok, {_, [abstract_code: _missing]}} -> refuse(module, :no_debug_info, %{path: file})
-      {:error, :beam_lib, {kind, _, _, _}} when kind == :key_missing_or_invalid -> encrypted(module, file)
+      {:error, :beam_lib, {:key_missing_or_invalid, _, _}} -> refuse(module, :encrypted, %{path: file})
       {:error, :beam_lib, reason} -> refuse(module, :no_beam, %{path: file, message: words(reason)})
     end
   end
 
-  defp encrypted(module, file), do: refuse(module, :encrypted, %{path: file})
+  # The reason has the whole beam where it would have a file.
+  defp words(reason) when is_tuple(reason) and tuple_size(reason) > 1 and is_binary(elem(reason, 1)),
+    do: reason |> put_elem(1, ~c"it") |> words()
 
   defp words(reason), do: {:error, :beam_lib, reason} |> :beam_lib.format_error() |> IO.chardata_to_string()
 
