@@ -37,13 +37,17 @@ defmodule Snakepit.Isolation.DropIn do
     end
   end
 
-  @doc "The same for a module that stands in no file: `beam` is what `restore/1` puts back."
+  @doc """
+  The same for code that is not what its file has, in place of whatever is loaded: `beam` is what `restore/1` puts back. A library of
+  earlier code is unloaded.
+  """
   @spec isolate_beam(module(), charlist(), binary(), keyword()) :: :ok | {:error, Error.t()}
   def isolate_beam(module, file, beam, options) do
     with {:ok, options} <- Options.isolate(module, options),
          {:ok, source} <- Source.read(module, file, beam) do
       alone(module, fn ->
-        with :ok <- not_isolated(module), do: replace(source, options)
+        if earlier = fetch(module), do: forget(earlier)
+        replace(source, options)
       end)
     end
   end

@@ -36,15 +36,6 @@ defmodule Snakepit.Isolation.DropInRefusedTest do
     end
   end
 
-  test "a module of a sticky directory that is not loaded yet" do
-    # Of kernel, and used by nobody.
-    module = :wrap_log_reader
-    :code.purge(module)
-    :code.delete(module)
-    {reason, _} = not_isolated(module)
-    assert reason == :unsupported_module
-  end
-
   test "without debug_info" do
     module = DropInFixture.erlang([:ON_LOAD], [])
     assert {:unsupported_module, words} = not_isolated(module)

@@ -261,6 +261,31 @@ defmodule Snakepit.Isolation.DropInTest do
     assert Exception.message(error) =~ "not isolated"
   end
 
+  test "also when the application has been stopped, and its library with it" do
+    module = DropInFixture.erlang()
+    beam = :code.which(module) |> to_string() |> Path.dirname()
+
+    {output, 0} =
+      SubVm.run("""
+      {:ok, _} = Application.ensure_all_started(:snakepit_shm)
+      :persistent_term.put({:snakepit_drop_in, :settings}, #{inspect(:persistent_term.get({module, :settings}))})
+      true = :code.add_patha(~c"#{beam}")
+      :ok = Snakepit.Isolation.isolate(:snakepit_drop_in, sandbox: :none)
+      3 = :snakepit_drop_in.add(1, 2)
+      Logger.configure(level: :error)
+      :ok = Application.stop(:snakepit_shm)
+      %Snakepit.Isolation.Error{} = error = try(do: :snakepit_drop_in.add(1, 2), rescue: (error -> error))
+      IO.puts(Exception.message(error))
+      :ok = Snakepit.Isolation.restore(:snakepit_drop_in)
+      {:ok, _} = Application.ensure_all_started(:snakepit_shm)
+      3 = :snakepit_drop_in.add(1, 2)
+      IO.inspect({:here, :snakepit_drop_in.os_pid() == String.to_integer(System.pid())})
+      """)
+
+    assert output =~ "unloaded"
+    assert output =~ "{:here, true}"
+  end
+
   test "again and again" do
     module = DropInFixture.erlang()
 
