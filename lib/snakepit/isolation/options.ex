@@ -28,6 +28,10 @@ defmodule Snakepit.Isolation.Options do
     max_names: 16_384,
     max_atoms: 10_000,
     max_waiting: 10_000,
+    max_mailbox: 100_000,
+    max_mailbox_bytes: 268_435_456,
+    whereis: [],
+    port_command: false,
     output: :info,
     telemetry: true
   }
@@ -54,6 +58,10 @@ defmodule Snakepit.Isolation.Options do
           max_names: pos_integer(),
           max_atoms: non_neg_integer(),
           max_waiting: non_neg_integer(),
+          max_mailbox: pos_integer() | :infinity,
+          max_mailbox_bytes: pos_integer() | :infinity,
+          whereis: [atom()] | :all,
+          port_command: boolean(),
           output: Logger.level() | :discard,
           telemetry: boolean()
         }
@@ -162,6 +170,18 @@ defmodule Snakepit.Isolation.Options do
   defp refused(:max_names, value), do: range(value, 64, 1_048_576)
   defp refused(:max_atoms, value), do: range(value, 0, 1_000_000)
   defp refused(:max_waiting, value), do: range(value, 0, 1_000_000)
+  defp refused(:max_mailbox, :infinity), do: nil
+  defp refused(:max_mailbox, value), do: range(value, 1, 1_000_000_000, " or :infinity")
+  defp refused(:max_mailbox_bytes, :infinity), do: nil
+  defp refused(:max_mailbox_bytes, value), do: range(value, 1, 1_099_511_627_776, " or :infinity")
+  defp refused(:whereis, :all), do: nil
+
+  defp refused(:whereis, value) do
+    unless is_list(value) and List.improper?(value) == false and Enum.all?(value, &is_atom/1),
+      do: "a list of registered names, or :all"
+  end
+
+  defp refused(:port_command, value), do: unless(is_boolean(value), do: "true or false")
 
   @levels ~w(debug info notice warning error discard)a
   defp refused(:output, value), do: unless(value in @levels, do: "one of #{inspect(@levels)}")
