@@ -92,7 +92,8 @@ defmodule Snakepit.Native do
 
   @typedoc """
   What `worker_new/1` needs. `slots` is a power of two. `spin_us` is how long the worker spins after a call; `names` how many
-  pids, ports, references and funs it may know at a time; `max_words` and `max_depth` bound each of its terms in the VM.
+  pids, ports, references and funs it may know at a time; `max_words` and `max_depth` bound each of its terms in the VM. `whereis`: the
+  registered names that it may look up; `port_command`: whether it may send to ports.
   """
   @type worker_spec :: %{
           slots: pos_integer(),
@@ -103,7 +104,9 @@ defmodule Snakepit.Native do
           atoms: atoms(),
           names: pos_integer(),
           max_words: pos_integer(),
-          max_depth: pos_integer()
+          max_depth: pos_integer(),
+          whereis: [String.t()] | :all,
+          port_command: boolean()
         }
 
   @doc false
@@ -426,10 +429,23 @@ defmodule Snakepit.Native do
 
   @doc """
   Takes the worker's rings of the doorbell and its completions: parked callers are sent `{ref, :done}`, waiters for a
-  slot `{ref, :slot}`. Then select again.
+  slot `{ref, :slot}`. `:serve`: takes some of its event queue too, and does what its library asks for; `:wait`: does not;
+  `:hold`: nor does anybody else until the next `:serve`. Answers that the worker did not take at once are sent; the caller gets
+  `{:select, worker, :control, :ready_output}` when the socket has room, and `{:select, worker, :bell, :ready_input}` when there is
+  something to know here.
+
+  `more`: the queue has more, and nobody will ring for it. `sent`: since it was last said, to processes that were sent much (to all,
+  if that is much together). `denied`: functions for which there was no grant; each once. Then select again.
   """
-  @spec worker_bell(worker()) :: {:ok, woken :: non_neg_integer()} | failure()
-  def worker_bell(_worker), do: nif()
+  @spec worker_bell(worker(), :serve | :wait | :hold) ::
+          {:ok, woken :: non_neg_integer(), more :: boolean(),
+           sent :: [{pid(), messages :: pos_integer(), bytes :: non_neg_integer()}], denied :: [String.t()]}
+          | failure()
+  def worker_bell(_worker, _mode), do: nif()
+
+  @doc "The worker is dead: does what its library has asked for before that. Before `worker_close/2`."
+  @spec worker_rest(worker()) :: :ok | failure()
+  def worker_rest(_worker), do: nif()
 
   @doc """
   The worker is dead, and must be: calls that it had begun answer `{:error, reason}`, the others `:retry`; parked callers are

@@ -35,7 +35,9 @@ defmodule Snakepit.NativeWorker do
         atoms: Native.atoms_new(100),
         names: 64,
         max_words: 1_048_576,
-        max_depth: 1000
+        max_depth: 1000,
+        whereis: [],
+        port_command: false
       },
       overrides
     )
@@ -64,11 +66,14 @@ defmodule Snakepit.NativeWorker do
   end
 
   defp listen(worker) do
-    with {:ok, _} <- Native.worker_bell(worker),
+    with {:ok, _, false, _, _} <- Native.worker_bell(worker, :serve),
          :ok <- Native.worker_select(worker, :bell) do
       receive do
         {:select, ^worker, :bell, :ready_input} -> listen(worker)
       end
+    else
+      {:ok, _, true, _, _} -> listen(worker)
+      _closed -> :ok
     end
   end
 

@@ -108,6 +108,7 @@ defmodule Snakepit.Isolation.Library do
   # {:atoms, budget}
   # {{:worker, position}, row}     what its process last wrote; outlives it
   # {{:native, worker}, pid}       who answers for a native worker, while it lives
+  # {{:denied, function}, true}    that a function needs a grant was logged
 
   @doc false
   @spec lookup(:ets.tid(), term()) :: term() | nil

@@ -28,6 +28,10 @@ defmodule Snakepit.Isolation.Options do
     max_names: 16_384,
     max_atoms: 10_000,
     max_waiting: 10_000,
+    max_mailbox: 100_000,
+    max_mailbox_bytes: 268_435_456,
+    whereis: [],
+    port_command: false,
     output: :info,
     telemetry: true
   }
@@ -54,6 +58,10 @@ defmodule Snakepit.Isolation.Options do
           max_names: pos_integer(),
           max_atoms: non_neg_integer(),
           max_waiting: non_neg_integer(),
+          max_mailbox: pos_integer() | :infinity,
+          max_mailbox_bytes: pos_integer() | :infinity,
+          whereis: [atom()] | :all,
+          port_command: boolean(),
           output: Logger.level() | :discard,
           telemetry: boolean()
         }
@@ -70,6 +78,32 @@ defmodule Snakepit.Isolation.Options do
          {:ok, path} <- path(path),
          :ok <- sandbox(sandbox, path),
          do: {:ok, Map.merge(options, %{path: path, sandbox: :none})}
+  end
+
+  @doc """
+  The options of isolate/2, checked, as load/2 takes them. A module finds its library itself and passes its own load_info;
+  the library has the module's name, and no deadline, since a NIF has none.
+  """
+  @spec isolate(term(), term()) :: {:ok, keyword()} | {:error, Error.t()}
+  def isolate(module, options) do
+    with :ok <- module(module),
+         {:ok, options} <- keywords(options),
+         :ok <- own_load_info(options),
+         {sandbox, given} = Keyword.pop(options, :sandbox, :missing),
+         given = Keyword.merge([name: module, timeout: :infinity], given),
+         {:ok, _} <- complete(Map.new(given)),
+         :ok <- sandbox(sandbox, inspect(module)),
+         do: {:ok, [sandbox: sandbox] ++ given}
+  end
+
+  defp module(module) when is_atom(module) and module not in [nil, true, false], do: :ok
+  defp module(other), do: Error.invalid(:module, "a module", other)
+
+  defp own_load_info(options) do
+    case Keyword.fetch(options, :load_info) do
+      :error -> :ok
+      {:ok, value} -> Error.invalid(:load_info, "nothing (an isolated module passes its own)", value)
+    end
   end
 
   defp keywords(options) do
@@ -136,6 +170,18 @@ defmodule Snakepit.Isolation.Options do
   defp refused(:max_names, value), do: range(value, 64, 1_048_576)
   defp refused(:max_atoms, value), do: range(value, 0, 1_000_000)
   defp refused(:max_waiting, value), do: range(value, 0, 1_000_000)
+  defp refused(:max_mailbox, :infinity), do: nil
+  defp refused(:max_mailbox, value), do: range(value, 1, 1_000_000_000, " or :infinity")
+  defp refused(:max_mailbox_bytes, :infinity), do: nil
+  defp refused(:max_mailbox_bytes, value), do: range(value, 1, 1_099_511_627_776, " or :infinity")
+  defp refused(:whereis, :all), do: nil
+
+  defp refused(:whereis, value) do
+    unless is_list(value) and List.improper?(value) == false and Enum.all?(value, &is_atom/1),
+      do: "a list of registered names, or :all"
+  end
+
+  defp refused(:port_command, value), do: unless(is_boolean(value), do: "true or false")
 
   @levels ~w(debug info notice warning error discard)a
   defp refused(:output, value), do: unless(value in @levels, do: "one of #{inspect(@levels)}")

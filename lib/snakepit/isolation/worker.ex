@@ -140,6 +140,11 @@ defmodule Snakepit.Isolation.Worker do
   def handle_info({Doorbell, pid, {_reason, details}}, %{doorbell: pid} = state),
     do: {:noreply, lied(%{state | doorbell: nil}, details)}
 
+  def handle_info({Doorbell, pid, :denied, function}, %{doorbell: pid} = state) do
+    denied(state, function)
+    {:noreply, state}
+  end
+
   def handle_info({:load_timeout, token}, %{token: token} = state) when token != nil,
     do: {:noreply, kill(state, :load_timeout)}
 
@@ -157,7 +162,7 @@ defmodule Snakepit.Isolation.Worker do
 
   # A doorbell that was killed is replaced: callers wait for it.
   def handle_info({:EXIT, pid, _}, %{doorbell: pid, native: native} = state) when native != nil,
-    do: {:noreply, %{state | doorbell: Doorbell.start_link(native)}}
+    do: {:noreply, %{state | doorbell: doorbell(state, native)}}
 
   def handle_info({:EXIT, pid, reason}, %{output: pid, native: native} = state)
       when native != nil and reason != :normal,
@@ -214,8 +219,20 @@ defmodule Snakepit.Isolation.Worker do
       :ets.insert(shared.table, {{:native, native}, self()})
       timer = Process.send_after(self(), {:load_timeout, token}, shared.options.load_timeout)
       output = output(state, native)
+      # From the start: a library may ask things while it is being loaded.
+      doorbell = doorbell(state, native)
 
-      %{state | native: native, token: token, monitor: monitor, timer: timer, output: output}
+      state = %{
+        state
+        | native: native,
+          token: token,
+          monitor: monitor,
+          timer: timer,
+          output: output,
+          doorbell: doorbell
+      }
+
+      state
       |> update(%{native: native})
       |> select()
     else
@@ -244,10 +261,15 @@ defmodule Snakepit.Isolation.Worker do
       spin_us: options.worker_spin,
       atoms: atoms,
       names: options.max_names,
+      whereis: whereis(options.whereis),
+      port_command: options.port_command,
       max_words: options.max_words,
       max_depth: options.max_depth
     }
   end
+
+  defp whereis(:all), do: :all
+  defp whereis(names), do: Enum.map(names, &Atom.to_string/1)
 
   defp select(state) do
     case Native.worker_select(state.native, :control) do
@@ -308,7 +330,7 @@ defmodule Snakepit.Isolation.Worker do
         duration = now() - state.row.since
 
         state =
-          %{state | timer: nil, doorbell: Doorbell.start_link(state.native)}
+          %{state | timer: nil}
           |> update(%{state: :ready, loaded: described(shared, loaded, state.row.loaded), error: nil})
 
         Telemetry.event(about(state), :worker_ready, %{duration: duration}, %{
@@ -446,6 +468,8 @@ defmodule Snakepit.Isolation.Worker do
     Native.pool_take(shared.native, state.position - 1)
     stored(fn -> :ets.delete(shared.table, {:native, native}) end)
     if state.doorbell, do: Doorbell.stop(state.doorbell)
+    # What its library has sent before it ended arrives.
+    Native.worker_rest(native)
     calls = calls(native)
     Native.worker_close(native, reason)
     if state.timer, do: Process.cancel_timer(state.timer)
@@ -654,6 +678,17 @@ defmodule Snakepit.Isolation.Worker do
 
   defp output(%{shared: %{options: options}} = state, native),
     do: Output.start_link(native, Map.merge(about(state), %{position: state.position, level: options.output}))
+
+  defp doorbell(%{shared: %{options: options}}, native),
+    do: Doorbell.start_link(native, {options.max_mailbox, options.max_mailbox_bytes})
+
+  # Said once for each library and function, whichever of its workers it was.
+  defp denied(%{shared: %{table: table}, label: label}, function) do
+    if stored(fn -> :ets.insert_new(table, {{:denied, function}, true}) end) do
+      option = if function == "enif_port_command", do: "port_command: true", else: "whereis: [name]"
+      Logger.warning("#{label}: #{function} was refused; #{option} of Snakepit.Isolation.load/2 grants it")
+    end
+  end
 
   defp about(%{shared: %{id: id, options: options}}), do: %{id: id, telemetry: Telemetry.available?(options.telemetry)}
 

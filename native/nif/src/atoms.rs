@@ -30,4 +30,7 @@ rustler::atoms! {
     protocol, raised, ready, ready_input, releases, resident, retry, select, sent, signal, slot, slot_bytes, slots, spill_bytes,
     spin_us, stage, stale, started, status, symbol, too_many_atoms, too_many_names, undefined, unresolved_symbol, unsupported,
     unsupported_term, waiting, worker, workers, wrong_architecture, quota_atoms = "atoms",
+
+    // What a library asks of the VM.
+    all, hold, port_command, ready_output, serve, wait, whereis,
 }

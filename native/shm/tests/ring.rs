@@ -6,7 +6,7 @@ use ring_support::{Both, request};
 use snakepit_shm_core::ring::bell::Wait;
 use snakepit_shm_core::ring::vm::{Cancel, Park, Payload, Poll, Wake};
 use snakepit_shm_core::ring::worker::{EventQueueFull, Next};
-use snakepit_shm_core::ring::{Error, Fault, Plan, WorkerStatus};
+use snakepit_shm_core::ring::{Error, Fault, Plan, WorkerStatus, status};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -440,4 +440,27 @@ fn plans_are_checked() {
     ] {
         assert!(matches!(plan.layout(), Err(Error::BadPlan { .. })), "{plan:?}");
     }
+}
+
+#[test]
+fn an_answer_says_that_records_come_before_it() {
+    let both = Both::new(Plan::default());
+    let status_of_a_call = || {
+        let call = both.publish(1);
+        both.worker.answer(0, both.job(), status::RAISED, b"x").unwrap();
+        both.answer(call).0
+    };
+    assert_eq!(status_of_a_call(), status::RAISED);
+    both.worker.event(1, b"one").unwrap();
+    both.worker.event(1, b"two").unwrap();
+    assert_eq!(status_of_a_call(), status::RAISED | status::QUEUED);
+    assert_eq!(both.vm.events(1, |_, _| {}), Ok(1));
+    assert_eq!(status_of_a_call(), status::RAISED | status::QUEUED);
+    let seen = both.vm.events(1, |_, _| {
+        // A record that is being worked on has not been done with.
+        assert_eq!(status_of_a_call(), status::RAISED | status::QUEUED);
+    });
+    assert_eq!(seen, Ok(1));
+    assert_eq!(status_of_a_call(), status::RAISED);
+    assert_eq!(status_of_a_call(), status::RAISED);
 }

@@ -1,6 +1,6 @@
 //! The keeper: the worker's thread that runs no calls.
 //!
-//! It hears the VM (control channel), shows that the process lives (heartbeat), and keeps the output moving. It runs
+//! It hears the VM (control channel: also the answers to what the library asks), shows that the process lives (heartbeat), and keeps the output moving. It runs
 //! while the library loads, too: a constructor that hangs does not keep a worker whose VM is gone.
 
 use crate::output::OutputPipe;
@@ -37,7 +37,8 @@ struct Keeper {
 impl Keeper {
     fn keep(mut self) {
         // A signal that a library waits for is not for this thread.
-        process::block_signals();
+        thread::block_signals();
+        host::hears();
         let mut buffer = vec![0; control::PACKET];
         let mut next = Instant::now() + BEAT;
         loop {
@@ -60,11 +61,15 @@ impl Keeper {
             Received::Nothing => {}
             Received::Closed => process::leave(exit::DONE),
             Received::Packet { length, .. } => match control::decode(&buffer[..length]) {
-                Ok(ToWorker::Release { ids }) => host::release(&ids),
+                Ok(ToWorker::Release { ids }) => host::release(ids),
+                Ok(ToWorker::Answer { request, reply }) => host::answer(request, reply),
+                Ok(ToWorker::Down { monitor }) => host::down(monitor),
                 // The executors end when they have answered what they work on; the main thread then leaves.
-                Ok(ToWorker::Stop) => self.ring.stop(),
+                Ok(ToWorker::Stop) => {
+                    self.ring.stop();
+                    host::stop();
+                }
                 Ok(ToWorker::Load(_)) => refuse("a second library"),
-                Ok(ToWorker::Answer { .. } | ToWorker::Down { .. }) => refuse("an answer to no request"),
                 Err(error) => refuse(&error.to_string()),
             },
         }

@@ -12,17 +12,17 @@
 #![cfg_attr(test, allow(dead_code, reason = "what starts a process is not called by unit tests"))]
 
 mod answer;
+mod channel;
 mod executor;
 mod exit;
 mod keeper;
 mod output;
 mod packet;
 mod process;
-mod thread;
 mod warden;
 mod worker;
 
-use snakepit_host::host;
+use snakepit_host::{host, thread};
 use std::ffi::CStr;
 
 #[cfg(not(test))]

@@ -3,12 +3,9 @@
 //! Everything here is one system call or a few, in the order in which [`warden`](crate::warden) and
 //! [`worker`](crate::worker) make them. What is best effort says so and returns nothing.
 
-use std::ffi::CStr;
+use snakepit_host::thread::STACK_BYTES;
 use std::os::fd::RawFd;
 use std::{io, mem, ptr};
-
-/// The stack of every thread that runs code of a library.
-pub const STACK_BYTES: usize = 8 << 20;
 
 /// Turns the usual `-1` into the error that it stands for.
 pub fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -57,12 +54,6 @@ pub fn close_on_exec(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
 }
 
-/// The name that `ps` and `top` show; an exec of `/proc/self/exe` leaves it at `exe`.
-pub fn set_name(name: &CStr) {
-    // SAFETY: the kernel reads at most 16 bytes of a terminated string.
-    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
-}
-
 /// This process dies with `parent`; false when it is too late for that.
 ///
 /// The parent is looked at *after* the request: whoever died in between would never be reported.
@@ -106,26 +97,6 @@ pub fn ignore_polite_signals() {
     for signal in [SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU] {
         // SAFETY: a valid signal and a disposition that runs no code.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
-}
-
-/// Blocks all signals in the calling thread, those excepted that it raises by its own fault.
-pub fn block_signals() {
-    // SAFETY: the set is initialised by sigfillset and only read afterwards.
-    unsafe {
-        let mut set = mem::zeroed();
-        libc::sigfillset(&mut set);
-        for fault in [
-            libc::SIGSEGV,
-            libc::SIGBUS,
-            libc::SIGILL,
-            libc::SIGFPE,
-            libc::SIGABRT,
-            libc::SIGTRAP,
-        ] {
-            libc::sigdelset(&mut set, fault);
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, &set, ptr::null_mut());
     }
 }
 

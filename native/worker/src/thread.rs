@@ -3,10 +3,12 @@
 //! The standard library's threads have a guard of one page, which a large frame steps over; the kernel gives the main
 //! thread's stack a gap of 256 pages, and these get the same. What overflows meets memory that is not there: SIGSEGV.
 
-use crate::process::STACK_BYTES;
 use std::ffi::{CStr, c_void};
 use std::mem::MaybeUninit;
-use std::{io, ptr};
+use std::{io, mem, ptr};
+
+/// The stack of every thread that runs code of a library.
+pub const STACK_BYTES: usize = 8 << 20;
 
 const GUARD_BYTES: usize = 1 << 20;
 
@@ -24,7 +26,7 @@ struct Start {
 extern "C" fn enter(start: *mut c_void) -> *mut c_void {
     // SAFETY: `spawn` gave this box away to this thread alone.
     let start = unsafe { Box::from_raw(start.cast::<Start>()) };
-    crate::process::set_name(start.name);
+    set_name(start.name);
     (start.body)();
     ptr::null_mut()
 }
@@ -58,5 +60,31 @@ impl Thread {
     pub fn join(self) {
         // SAFETY: a thread that `spawn` has started joinable and that nobody else joins, since this takes `self`.
         unsafe { libc::pthread_join(self.id, ptr::null_mut()) };
+    }
+}
+
+/// The name that `ps` and `top` show; an exec of `/proc/self/exe` leaves it at `exe`.
+pub fn set_name(name: &CStr) {
+    // SAFETY: the kernel reads at most 16 bytes of a terminated string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Blocks all signals in the calling thread, those excepted that it raises by its own fault.
+pub fn block_signals() {
+    // SAFETY: the set is initialised by sigfillset and only read afterwards.
+    unsafe {
+        let mut set = mem::zeroed();
+        libc::sigfillset(&mut set);
+        for fault in [
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGILL,
+            libc::SIGFPE,
+            libc::SIGABRT,
+            libc::SIGTRAP,
+        ] {
+            libc::sigdelset(&mut set, fault);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, ptr::null_mut());
     }
 }

@@ -8,7 +8,7 @@
 //! the workers' parent-death signals do the same.
 
 use crate::packet::{Packets, Received, wait_for};
-use crate::{exit, process};
+use crate::{exit, process, thread};
 use snakepit_wire::control::{self, FromWarden, Status, ToWarden};
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
@@ -55,7 +55,7 @@ struct Warden {
 impl Warden {
     fn start() -> io::Result<Self> {
         process::close_from(CONTROL + 1)?;
-        process::set_name(c"snakepit_warden");
+        thread::set_name(c"snakepit_warden");
         process::leave_session();
         process::adopt_orphans();
         process::default_signals();

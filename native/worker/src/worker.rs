@@ -6,6 +6,7 @@
 //! executor_N     the other executors                             (from after the load on)
 //! ```
 
+use crate::channel::Requests;
 use crate::executor;
 use crate::packet::{Packets, Received};
 use crate::{exit, host, keeper, process, thread};
@@ -31,7 +32,7 @@ pub fn run(parent: libc::pid_t) -> i32 {
     if !process::die_with_parent(parent) {
         return exit::ORPHAN;
     }
-    process::set_name(c"snakepit_worker");
+    thread::set_name(c"snakepit_worker");
     process::default_signals();
     process::ignore_polite_signals();
     process::no_core();
@@ -72,6 +73,7 @@ fn serve(vm: &'static Packets) -> Result<(), Leave> {
     let load = wait_for_load(vm)?;
     keeper::start(vm, ring).map_err(|error| broken(format!("no thread can be started: {error}")))?;
     host::limits(load.limits);
+    host::connect(Box::leak(Box::new(Requests::new(ring))));
     let loaded = host::load(Path::new(OsStr::from_bytes(&load.path)), &load.load_info).map_err(described)?;
     let executors = u32::from(load.executors).clamp(1, ring.plan().executors) as u16;
     let spin = Duration::from_micros(load.spin_us.into());

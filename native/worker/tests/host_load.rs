@@ -169,9 +169,10 @@ fn a_load_callback_that_refuses() {
 #[test]
 fn a_load_callback_that_needs_what_is_not_there() {
     let code = "#include <erl_nif.h>\n\
-        static int load(ErlNifEnv *e, void **p, ERL_NIF_TERM i) { return enif_make_ref(e) ? 0 : 1; }\n\
+        extern int enif_get_atom_cache_index(ErlNifEnv *, ERL_NIF_TERM, unsigned *);\n\
+        static int load(ErlNifEnv *e, void **p, ERL_NIF_TERM i) { unsigned n; return !enif_get_atom_cache_index(e, i, &n); }\n\
         static ErlNifFunc functions[] = {};\nERL_NIF_INIT(m, functions, load, NULL, NULL, NULL)\n";
-    fails(&library("needs", code), "LoadCallback 1", "enif_make_ref");
+    fails(&library("needs", code), "LoadCallback 1", "enif_get_atom_cache_index");
 }
 
 /// The struct of a function had no flags before 2.7, and that of the library no variant before 2.1.
@@ -203,10 +204,14 @@ fn libraries_of_old_versions() {
 #[test]
 fn what_is_imported_and_missing_is_told() {
     let code = "#include <erl_nif.h>\n\
-        static ERL_NIF_TERM f(ErlNifEnv *e, int c, const ERL_NIF_TERM a[]) { return enif_make_ref(e); }\n\
+        extern int enif_get_atom_cache_index(ErlNifEnv *, ERL_NIF_TERM, unsigned *);\n\
+        static ERL_NIF_TERM f(ErlNifEnv *e, int c, const ERL_NIF_TERM a[]) { unsigned n; enif_get_atom_cache_index(e, 0, &n); return 0; }\n\
         static ErlNifFunc functions[] = {{\"f\", 0, f, ERL_NIF_DIRTY_JOB_CPU_BOUND}};\n\
         ERL_NIF_INIT(m, functions, NULL, NULL, NULL, NULL)\n";
     let told = loading(&library("missing", code));
-    assert_eq!(told[0], "LOADED m 2.16 [\"enif_make_ref\"]");
-    assert_eq!(told[1], "CALLED f/0 1 Other(NotImplemented(\"enif_make_ref\"))");
+    assert_eq!(told[0], "LOADED m 2.16 [\"enif_get_atom_cache_index\"]");
+    assert_eq!(
+        told[1],
+        "CALLED f/0 1 Other(NotImplemented(\"enif_get_atom_cache_index\"))"
+    );
 }

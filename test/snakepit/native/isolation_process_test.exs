@@ -94,7 +94,7 @@ defmodule Snakepit.Native.IsolationProcessTest do
       assert :closed = Native.worker_receive(worker)
       assert :closed = Native.worker_output(worker)
       assert {:error, {:closed, %{}}} = Native.worker_select(worker, :control)
-      assert {:error, {:closed, %{}}} = Native.worker_bell(worker)
+      assert {:error, {:closed, %{}}} = Native.worker_bell(worker, :serve)
       assert {:error, {:closed, %{}}} = Native.worker_stop(worker)
       assert %{closed: true, in_flight: 0} = Native.worker_status(worker)
     end
@@ -153,7 +153,12 @@ defmodule Snakepit.Native.IsolationProcessTest do
   end
 
   test "terms of another kind are badarg" do
-    for function <- [&Native.warden_receive/1, &Native.worker_receive/1, &Native.worker_bell/1, &Native.take/1] do
+    for function <- [
+          &Native.warden_receive/1,
+          &Native.worker_receive/1,
+          &Native.worker_bell(&1, :serve),
+          &Native.take/1
+        ] do
       assert_raise ArgumentError, fn -> function.(make_ref()) end
       assert_raise ArgumentError, fn -> function.(Native.atoms_new(1)) end
     end

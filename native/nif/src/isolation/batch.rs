@@ -3,11 +3,13 @@
 //! Calls go out in order as long as there are slots, up to three quarters of those of the pool, and outcomes are collected in
 //! order. Terms live in the environment of the running function and move to the batch's own when it returns early.
 
-use super::call::{Where, go_dirty, scheduled};
-use super::flight::{self, Elements, Flight, GivenUp, Look, ON_SCHEDULER, Submitted, submit};
+use super::call::{Scheduled, Where, go_dirty, go_on, scheduled};
+use super::failure::Failure;
+use super::flight::{self, Elements, Flight, GivenUp, Look, ON_SCHEDULER, Settled, Submitted, submit};
 use super::handle::{Handle, Kind, Object, Ref};
 use super::pool::Pool;
 use super::saved::{OwnEnv, Waiter};
+use super::services::Services;
 use super::worker::Worker;
 use crate::atoms;
 use crate::reply::error_term;
@@ -46,6 +48,28 @@ struct State {
     flights: VecDeque<Flight>,
     /// Whoever waits for a slot, and not for the first call.
     waits_for_slot: Option<ErlNifTerm>,
+    cancelled: Option<Cancelled>,
+}
+
+/// A batch that was given up.
+#[derive(Debug)]
+struct Cancelled {
+    /// In the order of the lists.
+    given: Vec<Given>,
+    hung: Vec<Handle<Worker>>,
+    /// Whether the message for whoever was parked was sent.
+    sent: bool,
+}
+
+/// A call that was given up.
+#[derive(Debug)]
+enum Given {
+    Away {
+        started: bool,
+    },
+    /// It was answered before.
+    Due(Flight),
+    Lied(Failure),
 }
 
 static KIND: Kind = Kind::new();
@@ -79,6 +103,8 @@ enum Stop {
     Waits,
     /// The next answer is more than is decoded on a scheduler.
     Large,
+    /// Before it there is a message that is more than that; or messages, and this is no scheduler.
+    Queued,
 }
 
 /// What a stretch came to.
@@ -94,10 +120,10 @@ impl<'a> Stretch<'a, '_> {
     fn run(&mut self) -> Stop {
         let stop = loop {
             let sent = self.send();
-            let (collected, large) = self.collect();
+            let (collected, stop) = self.collect();
             self.moved += sent + collected;
-            if large {
-                break Stop::Large;
+            if let Some(stop) = stop {
+                break stop;
             }
             if self.flights.is_empty() && self.rest.is_empty_list() {
                 break Stop::Done;
@@ -177,18 +203,32 @@ impl<'a> Stretch<'a, '_> {
         ))
     }
 
-    /// How many were collected, and whether the next one is too large for this scheduler.
-    fn collect(&mut self) -> (usize, bool) {
+    /// How many were collected, and why the next one is not, if that cannot be here.
+    fn collect(&mut self) -> (usize, Option<Stop>) {
         let (mut collected, mut decoded) = (0, 0);
         while let Some(flight) = self.flights.front() {
-            let look = flight.look();
+            let mut look = flight.look();
+            if let Look::Answered(answer) = &look
+                && !flight.is_settled(answer)
+            {
+                // On a dirty scheduler nothing is sent.
+                if self.place == Where::Dirty {
+                    Services::decode(flight.worker().borrow());
+                    return (collected, Some(Stop::Queued));
+                }
+                match flight.settle(self.env) {
+                    Settled::Yes => {}
+                    Settled::Large => return (collected, Some(Stop::Queued)),
+                    Settled::Fault(failure) => look = Look::Fault(failure),
+                }
+            }
             let length = match &look {
                 Look::Waiting => break,
                 Look::Answered(answer) => answer.length as usize,
                 Look::Dead { .. } | Look::Fault(_) => 0,
             };
             if length > ON_SCHEDULER && self.place == Where::Scheduler {
-                return (collected, true);
+                return (collected, Some(Stop::Large));
             }
             let Some(flight) = self.flights.pop_front() else { break };
             self.outcomes.push(outcome(self.env, flight, look));
@@ -201,7 +241,7 @@ impl<'a> Stretch<'a, '_> {
                 decoded = 0;
             }
         }
-        (collected, false)
+        (collected, None)
     }
 
     /// Whether the first call was answered soon.
@@ -320,6 +360,7 @@ fn call_many<'a>(env: Env<'a>, pool: Term<'a>, function: Term<'a>, lists: Term<'
         outcomes: Vec::new(),
         flights: VecDeque::new(),
         waits_for_slot: None,
+        cancelled: None,
         env: own,
     };
     // A large answer is left to `batch_next`.
@@ -338,15 +379,24 @@ fn call_many<'a>(env: Env<'a>, pool: Term<'a>, function: Term<'a>, lists: Term<'
 
 #[rustler::nif]
 fn batch_next<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
-    go_on(env, batch, Where::Scheduler)
+    next(env, batch, Where::Scheduler)
 }
 
 unsafe extern "C" fn next_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
     // SAFETY: called by the VM with the one argument of `batch_next`.
-    unsafe { scheduled(env, argv, |env, [batch]: [Term<'_>; 1]| go_on(env, batch, Where::Dirty)) }
+    unsafe { scheduled(env, argv, |env, [batch]: [Term<'_>; 1]| next(env, batch, Where::Dirty)) }
 }
 
-fn go_on<'a>(env: Env<'a>, term: Term<'a>, place: Where) -> NifResult<Term<'a>> {
+unsafe extern "C" fn next_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: as above.
+    unsafe {
+        scheduled(env, argv, |env, [batch]: [Term<'_>; 1]| {
+            next(env, batch, Where::Scheduler)
+        })
+    }
+}
+
+fn next<'a>(env: Env<'a>, term: Term<'a>, place: Where) -> NifResult<Term<'a>> {
     let batch = Ref::<Batch>::of(term)?;
     let mut state = batch.state.lock();
     state.waits_for_slot = None;
@@ -366,7 +416,8 @@ fn go_on<'a>(env: Env<'a>, term: Term<'a>, place: Where) -> NifResult<Term<'a>> 
     }
     state.save(&newer);
     Ok(match stop {
-        Stop::Large => go_dirty(env, c"batch_next", next_dirty, &[term]),
+        Stop::Queued if place == Where::Dirty => go_on(env, c"batch_next", next_again, &[term]),
+        Stop::Large | Stop::Queued => go_dirty(env, c"batch_next", next_dirty, &[term]),
         _ if moved => (atoms::more(), term).encode(env),
         _ => (atoms::full(), term).encode(env),
     })
@@ -431,37 +482,81 @@ fn batch_unwait<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
     .encode(env))
 }
 
-// Dirty: it decodes every answer that has come, however large.
-#[rustler::nif(schedule = "DirtyCpu")]
+#[rustler::nif]
 fn batch_cancel<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
-    let batch = Ref::<Batch>::of(batch)?;
+    cancel(env, batch)
+}
+
+/// Gives the calls up, and takes what workers have said before those that were answered.
+fn cancel<'a>(env: Env<'a>, term: Term<'a>) -> NifResult<Term<'a>> {
+    let batch = Ref::<Batch>::of(term)?;
     let mut state = batch.state.lock();
-    let mut sent = state.leave_queue(env, &batch.pool) == Some(false);
-    if sent {
-        // Its turn goes to the next one.
-        batch.pool.queue().wake(env.as_c_arg(), 1);
-    }
-    let mut newer = Vec::new();
-    let mut hung: Vec<Handle<Worker>> = Vec::new();
-    for (index, mut flight) in std::mem::take(&mut state.flights).into_iter().enumerate() {
-        let parked = index == 0 && flight.is_parked();
-        match flight.give_up() {
-            GivenUp::Yes { started } => {
-                let worker = flight.worker();
-                if started && !hung.iter().any(|known| known.incarnation() == worker.incarnation()) {
-                    hung.push(worker.clone());
-                }
-                newer.push(timed_out(env, started));
+    let mut cancelled = match state.cancelled.take() {
+        Some(cancelled) => cancelled,
+        None => state.give_up(env, &batch.pool),
+    };
+    let mut next = c"batch_cancel";
+    let mut function: Scheduled = cancel_dirty;
+    for given in &mut cancelled.given {
+        match given.settle(env) {
+            Settled::Yes => {}
+            Settled::Large => {
+                (next, function) = (c"batch_settle", settle_dirty);
+                break;
             }
-            GivenUp::TooLate => {
-                // Off the record before the slot is given back: the next one to park there replaces the record, and a
-                // message that was about to be sent would never be.
-                sent |= parked && !flight.unpark();
-                let look = flight.look();
-                newer.push(outcome(env, flight, look));
-            }
+            Settled::Fault(failure) => *given = Given::Lied(failure),
         }
     }
+    state.cancelled = Some(cancelled);
+    // Dirty in any case: every answer that has come is decoded, however large.
+    Ok(go_dirty(env, next, function, &[term]))
+}
+
+unsafe extern "C" fn settle_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: called by the VM with the one argument of `batch_cancel`.
+    unsafe {
+        scheduled(env, argv, |env, [term]: [Term<'_>; 1]| {
+            let batch = Ref::<Batch>::of(term)?;
+            let workers: Vec<Handle<Worker>> = batch
+                .state
+                .lock()
+                .cancelled
+                .iter()
+                .flat_map(Cancelled::workers)
+                .collect();
+            for worker in workers {
+                Services::decode(worker.borrow());
+            }
+            Ok(go_on(env, c"batch_cancel", cancel_again, &[term]))
+        })
+    }
+}
+
+unsafe extern "C" fn cancel_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: as above.
+    unsafe { scheduled(env, argv, |env, [batch]: [Term<'_>; 1]| cancel(env, batch)) }
+}
+
+unsafe extern "C" fn cancel_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: as above.
+    unsafe { scheduled(env, argv, |env, [batch]: [Term<'_>; 1]| collect_cancelled(env, batch)) }
+}
+
+fn collect_cancelled<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
+    let batch = Ref::<Batch>::of(batch)?;
+    let mut state = batch.state.lock();
+    let Cancelled { given, hung, sent } = state.cancelled.take().ok_or(NifError::BadArg)?;
+    let mut newer: Vec<Term<'_>> = given
+        .into_iter()
+        .map(|given| match given {
+            Given::Away { started } => timed_out(env, started),
+            Given::Lied(failure) => failure.term(env),
+            Given::Due(flight) => {
+                let look = flight.look();
+                outcome(env, flight, look)
+            }
+        })
+        .collect();
     for _ in 0..state.rest_length() {
         newer.push(timed_out(env, false));
     }
@@ -469,4 +564,57 @@ fn batch_cancel<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
     let hung: Vec<Term<'_>> = hung.iter().map(|worker| worker.term(env)).collect();
     state.outcomes.clear();
     Ok((outcomes, hung, sent).encode(env))
+}
+
+impl Cancelled {
+    /// Those that may have said something before their answers.
+    fn workers(&self) -> impl Iterator<Item = Handle<Worker>> {
+        self.given.iter().filter_map(|given| match given {
+            Given::Due(flight) => Some(flight.worker().clone()),
+            Given::Away { .. } | Given::Lied(_) => None,
+        })
+    }
+}
+
+impl Given {
+    fn settle(&self, env: Env<'_>) -> Settled {
+        match self {
+            Given::Due(flight) => match flight.look() {
+                Look::Answered(answer) if !flight.is_settled(&answer) => flight.settle(env),
+                _ => Settled::Yes,
+            },
+            Given::Away { .. } | Given::Lied(_) => Settled::Yes,
+        }
+    }
+}
+
+impl State {
+    fn give_up(&mut self, env: Env<'_>, pool: &Pool) -> Cancelled {
+        let mut sent = self.leave_queue(env, pool) == Some(false);
+        if sent {
+            // Its turn goes to the next one.
+            pool.queue().wake(env.as_c_arg(), 1);
+        }
+        let mut hung: Vec<Handle<Worker>> = Vec::new();
+        let mut given = Vec::new();
+        for (index, mut flight) in std::mem::take(&mut self.flights).into_iter().enumerate() {
+            let parked = index == 0 && flight.is_parked();
+            given.push(match flight.give_up() {
+                GivenUp::Yes { started } => {
+                    let worker = flight.worker();
+                    if started && !hung.iter().any(|known| known.incarnation() == worker.incarnation()) {
+                        hung.push(worker.clone());
+                    }
+                    Given::Away { started }
+                }
+                GivenUp::TooLate => {
+                    // Off the record before the slot is given back: the next one to park there replaces the record, and a
+                    // message that was about to be sent would never be.
+                    sent |= parked && !flight.unpark();
+                    Given::Due(flight)
+                }
+            });
+        }
+        Cancelled { given, hung, sent }
+    }
 }

@@ -1,10 +1,11 @@
 //! `call`, `park`, `take`, `cancel`.
 
-use super::flight::{self, Elements, Flight, GivenUp, Look, ON_SCHEDULER, Submitted, submit};
+use super::flight::{self, Elements, Flight, GivenUp, Look, ON_SCHEDULER, Settled, Submitted, submit};
 use super::handle::{Handle, Kind, Object, Ref};
 use super::pool::Pool;
 use super::quick::{self, Quick};
 use super::saved::Waiter;
+use super::services::Services;
 use super::worker::Worker;
 use crate::atoms;
 use parking_lot::Mutex;
@@ -128,6 +129,20 @@ fn pending(env: Env<'_>, flight: Flight) -> Term<'_> {
 
 #[inline]
 fn answered<'a>(env: Env<'a>, flight: Flight, answer: &Answer, place: Where) -> Term<'a> {
+    if !flight.is_settled(answer) {
+        // On a dirty scheduler nothing is sent: the caller is told to take it on another.
+        if place == Where::Dirty {
+            return pending(env, flight);
+        }
+        match flight.settle(env) {
+            Settled::Yes => {}
+            Settled::Large => {
+                let ticket = Ticket::make(flight).term(env);
+                return go_dirty(env, c"take", settle_dirty, &[ticket]);
+            }
+            Settled::Fault(failure) => return flight.refused(env, failure),
+        }
+    }
     if answer.length as usize > ON_SCHEDULER && place == Where::Scheduler {
         let ticket = Ticket::make(flight).term(env);
         return go_dirty(env, c"take", take_dirty, &[ticket]);
@@ -155,13 +170,23 @@ pub type Scheduled = unsafe extern "C" fn(*mut ErlNifEnv, c_int, *const ErlNifTe
 
 #[cold]
 pub fn go_dirty<'a>(env: Env<'a>, name: &CStr, function: Scheduled, arguments: &[Term<'a>]) -> Term<'a> {
+    schedule(env, name, function, arguments, ERL_NIF_DIRTY_JOB_CPU_BOUND as c_int)
+}
+
+/// On a scheduler.
+#[cold]
+pub fn go_on<'a>(env: Env<'a>, name: &CStr, function: Scheduled, arguments: &[Term<'a>]) -> Term<'a> {
+    schedule(env, name, function, arguments, 0)
+}
+
+fn schedule<'a>(env: Env<'a>, name: &CStr, function: Scheduled, arguments: &[Term<'a>], flags: c_int) -> Term<'a> {
     let raw: Vec<ErlNifTerm> = arguments.iter().map(|term| term.as_c_arg()).collect();
     // SAFETY: the terms are of the environment; the VM copies name and array.
     unsafe {
         let term = enif_schedule_nif(
             env.as_c_arg(),
             name.as_ptr(),
-            ERL_NIF_DIRTY_JOB_CPU_BOUND as c_int,
+            flags,
             function,
             raw.len() as c_int,
             raw.as_ptr(),
@@ -216,6 +241,26 @@ unsafe extern "C" fn take_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const 
     }
 }
 
+/// What was queued before the answer has a large term: it is decoded here, and sent on a scheduler.
+unsafe extern "C" fn settle_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: called by the VM with a ticket.
+    unsafe {
+        scheduled(env, argv, |env, [ticket]: [Term<'_>; 1]| {
+            Services::decode(Ref::<Ticket>::of(ticket)?.worker.borrow());
+            Ok(go_on(env, c"take", take_again, &[ticket]))
+        })
+    }
+}
+
+unsafe extern "C" fn take_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: as above.
+    unsafe {
+        scheduled(env, argv, |env, [ticket]: [Term<'_>; 1]| {
+            take_from(env, ticket, Where::Scheduler)
+        })
+    }
+}
+
 #[rustler::nif]
 fn park<'a>(env: Env<'a>, ticket: Term<'a>, reference: Term<'a>) -> NifResult<Term<'a>> {
     let ticket = Ref::<Ticket>::of(ticket)?;
@@ -234,6 +279,19 @@ fn take_from<'a>(env: Env<'a>, term: Term<'a>, place: Where) -> NifResult<Term<'
     let ticket = Ref::<Ticket>::of(term)?;
     let mut guard = ticket.flight.lock();
     let look = guard.as_ref().ok_or(NifError::BadArg)?.look();
+    if let (Look::Answered(answer), Where::Scheduler, Some(flight)) = (&look, place, guard.as_ref())
+        && !flight.is_settled(answer)
+    {
+        match flight.settle(env) {
+            Settled::Yes => {}
+            Settled::Large => return Ok(go_dirty(env, c"take", settle_dirty, &[term])),
+            Settled::Fault(failure) => {
+                let flight = guard.take().ok_or(NifError::BadArg)?;
+                drop(guard);
+                return Ok(flight.refused(env, failure));
+            }
+        }
+    }
     let large = matches!(&look, Look::Answered(answer) if answer.length as usize > ON_SCHEDULER);
     if large && place == Where::Scheduler {
         return Ok(go_dirty(env, c"take", take_dirty, &[term]));

@@ -10,13 +10,16 @@
 use super::handle::{Object, Ref};
 use nix::errno::Errno;
 use parking_lot::Mutex;
-use rustler::sys::{ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ErlNifEnv, ErlNifEvent, enif_select_x, enif_self};
+use rustler::sys::{
+    ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ERL_NIF_SELECT_WRITE, ErlNifEnv, ErlNifEvent, ErlNifPid, ErlNifTerm,
+    enif_select_x, enif_self,
+};
 use rustler::types::atom::nil;
 use rustler::{Env, Term};
 use snakepit_shm_core::error::{Error, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
-use std::ptr::{null, null_mut};
+use std::ptr::{self, null, null_mut};
 
 /// Of `enum ErlNifSelectFlags`: the message is the caller's.
 const CUSTOM_MSG: i32 = 1 << 4;
@@ -75,6 +78,37 @@ impl<D: AsFd> Channel<D> {
                 Errno::EINVAL
             };
             return Err(Error::os("enif_select", errno));
+        }
+        *selected = true;
+        Ok(())
+    }
+
+    /// Has `message` sent to `pid`, once, when something can be written. `message` is of the environment.
+    pub fn select_output<T: Object>(
+        &self,
+        env: *mut ErlNifEnv,
+        owner: Ref<'_, T>,
+        pid: &ErlNifPid,
+        message: ErlNifTerm,
+    ) -> Result<()> {
+        let mut state = self.0.lock();
+        let State::Open { fd, selected } = &mut *state else {
+            return Err(Error::Closed);
+        };
+        // SAFETY: the owner is a live resource whose `stop` closes the descriptor; the message is copied.
+        let answer = unsafe {
+            enif_select_x(
+                env,
+                fd.as_fd().as_raw_fd(),
+                ERL_NIF_SELECT_WRITE | CUSTOM_MSG,
+                owner.as_c_arg(),
+                ptr::from_ref(pid),
+                message,
+                null_mut(),
+            )
+        };
+        if answer < 0 {
+            return Err(Error::os("enif_select", Errno::EINVAL));
         }
         *selected = true;
         Ok(())

@@ -5,6 +5,7 @@ use super::handle::Handle;
 use super::pool::Pool;
 use super::saved::Waiter;
 use super::scratch;
+use super::services::{Services, Taken};
 use super::worker::Worker;
 use crate::atoms;
 use rustler::sys::{ErlNifEnv, ErlNifTerm, enif_get_list_cell};
@@ -31,6 +32,28 @@ pub struct Flight {
     parked: Cell<bool>,
     /// Seen answered.
     due: Cell<bool>,
+    queue: Cell<Queue>,
+}
+
+/// What the worker has put into its event queue before it answered.
+#[derive(Debug, Clone, Copy)]
+enum Queue {
+    /// Not asked.
+    Unknown,
+    /// To be taken up to this position.
+    Until(u64),
+    Taken,
+    /// A full mailbox keeps it up; the answer goes ahead.
+    Held(u64),
+}
+
+/// Whether an answer may be taken.
+#[derive(Debug)]
+pub enum Settled {
+    Yes,
+    /// After `Services::decode`, on a dirty scheduler.
+    Large,
+    Fault(Failure),
 }
 
 /// What `submit` came to.
@@ -231,6 +254,46 @@ impl Flight {
             kept,
             parked: Cell::new(false),
             due: Cell::new(false),
+            queue: Cell::new(Queue::Unknown),
+        }
+    }
+
+    /// Whether nothing is left of what the worker has said before this answer.
+    #[inline]
+    pub fn is_settled(&self, answer: &Answer) -> bool {
+        answer.status & status::QUEUED == 0 || matches!(self.queue.get(), Queue::Taken | Queue::Held(_))
+    }
+
+    /// Takes what is left of it. On a scheduler.
+    #[cold]
+    pub fn settle(&self, env: Env<'_>) -> Settled {
+        let position = match self.queue.get() {
+            Queue::Until(position) => position,
+            Queue::Unknown => self.worker.ring().events_end(),
+            Queue::Taken | Queue::Held(_) => return Settled::Yes,
+        };
+        self.queue.set(Queue::Until(position));
+        match Services::take_until(self.worker.borrow(), env, position) {
+            Ok(Taken::All | Taken::More) => self.queue.set(Queue::Taken),
+            Ok(Taken::Held) => self.queue.set(Queue::Held(position)),
+            Ok(Taken::Large) => return Settled::Large,
+            Err(failure) => {
+                self.worker.fault();
+                return Settled::Fault(failure.by(&self.worker));
+            }
+        }
+        Settled::Yes
+    }
+
+    /// The names that the call has brought go, or when the queue was taken: the library may keep some.
+    #[inline]
+    fn forget(&mut self) {
+        match self.queue.get() {
+            Queue::Held(position) if !self.kept.is_empty() => {
+                let kept = std::mem::take(&mut self.kept);
+                self.worker.services().forget_later(position, kept);
+            }
+            _ => self.worker.forget(&self.kept),
         }
     }
 
@@ -337,13 +400,14 @@ impl Flight {
             return atoms::retry().encode(env);
         };
         let source = self.worker.ring().source(&call, answer);
-        let outcome = match answer.status {
+        let status = answer.status & !status::QUEUED;
+        let outcome = match status {
             status::VALUE | status::RAISED => {
                 // SAFETY: just made in this environment.
                 let decoded = scratch::with(|scratch| scratch.decode(env.as_c_arg(), &self.worker, &source))
                     .map(|term| unsafe { Term::new(env, term) });
                 match decoded {
-                    Ok(term) if answer.status == status::VALUE => (atoms::ok(), term).encode(env),
+                    Ok(term) if status == status::VALUE => (atoms::ok(), term).encode(env),
                     Ok(term) => (atoms::raised(), term).encode(env),
                     Err(error) => self.failed(error.into()).term(env),
                 }
@@ -358,7 +422,7 @@ impl Flight {
             }
         };
         self.worker.ring().release(call);
-        self.worker.forget(&self.kept);
+        self.forget();
         self.worker.slot_freed(caller);
         outcome
     }
@@ -369,7 +433,7 @@ impl Flight {
         let outcome = self.failed(failure).term(env);
         if let Some(call) = self.call.take() {
             self.worker.ring().release(call);
-            self.worker.forget(&self.kept);
+            self.forget();
             self.worker.slot_freed(env.as_c_arg());
         }
         outcome

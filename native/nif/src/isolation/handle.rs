@@ -6,8 +6,8 @@
 use rustler::sys::{
     ErlNifEnv, ErlNifEvent, ErlNifMonitor, ErlNifPid, ErlNifResourceDown, ErlNifResourceDtor, ErlNifResourceFlags,
     ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit, c_int, c_void, enif_alloc_resource,
-    enif_get_resource, enif_init_resource_type, enif_keep_resource, enif_make_resource, enif_monitor_process,
-    enif_release_resource, enif_self,
+    enif_compare_monitors, enif_demonitor_process, enif_get_resource, enif_init_resource_type, enif_keep_resource,
+    enif_make_resource, enif_monitor_process, enif_release_resource,
 };
 use rustler::{Env, Error as NifError, NifResult, Term};
 use std::ffi::CStr;
@@ -44,9 +44,20 @@ pub trait Object: Send + Sync + Sized + 'static {
         let _ = event;
     }
 
-    /// The process that was given to [`Handle::watch_self`] has ended.
-    fn down(handle: Handle<Self>, env: *mut ErlNifEnv) {
-        let _ = (handle, env);
+    /// A process of [`Ref::watch`] has ended. `env` is nobody's.
+    fn down(handle: Handle<Self>, env: *mut ErlNifEnv, pid: ErlNifPid, watch: Watch) {
+        let _ = (handle, env, pid, watch);
+    }
+}
+
+/// The VM's mark of a process that a resource watches.
+#[derive(Debug, Clone, Copy)]
+pub struct Watch(ErlNifMonitor);
+
+impl PartialEq for Watch {
+    fn eq(&self, other: &Self) -> bool {
+        // SAFETY: both were filled in by the VM.
+        unsafe { enif_compare_monitors(&raw const self.0, &raw const other.0) == 0 }
     }
 }
 
@@ -96,15 +107,15 @@ unsafe extern "C" fn stopped<T: Object>(
 unsafe extern "C" fn down<T: Object>(
     env: *mut ErlNifEnv,
     object: *mut c_void,
-    _pid: *const ErlNifPid,
-    _monitor: *const ErlNifMonitor,
+    pid: *const ErlNifPid,
+    monitor: *const ErlNifMonitor,
 ) {
     let Some(object) = NonNull::new(object.cast::<T>()) else {
         return;
     };
-    // SAFETY: the VM keeps the object during the callback.
-    let handle = unsafe { Handle::kept(object) };
-    let _ = catch_unwind(AssertUnwindSafe(|| T::down(handle, env)));
+    // SAFETY: the VM keeps the object during the callback, and hands over a pid and a monitor.
+    let (handle, pid, watch) = unsafe { (Handle::kept(object), pid.read(), Watch(monitor.read())) };
+    let _ = catch_unwind(AssertUnwindSafe(|| T::down(handle, env, pid, watch)));
 }
 
 /// Owns one reference of a resource.
@@ -138,22 +149,6 @@ impl<T: Object> Handle<T> {
     pub fn term<'a>(&self, env: Env<'a>) -> Term<'a> {
         // SAFETY: we own a reference, and the environment is the caller's.
         unsafe { Term::new(env, enif_make_resource(env.as_c_arg(), self.0.as_ptr().cast())) }
-    }
-
-    /// Has [`Object::down`] called when the calling process ends. False: it has ended already.
-    pub fn watch_self(&self, env: Env<'_>) -> bool {
-        let mut pid = MaybeUninit::uninit();
-        let mut monitor = MaybeUninit::uninit();
-        // SAFETY: in a function called by a process; both are filled in by the VM.
-        unsafe {
-            !enif_self(env.as_c_arg(), pid.as_mut_ptr()).is_null()
-                && enif_monitor_process(
-                    env.as_c_arg(),
-                    self.0.as_ptr().cast(),
-                    pid.as_ptr(),
-                    monitor.as_mut_ptr(),
-                ) == 0
-        }
     }
 
     pub fn borrow(&self) -> Ref<'_, T> {
@@ -221,6 +216,22 @@ impl<'a, T: Object> Ref<'a, T> {
     pub fn keep(self) -> Handle<T> {
         // SAFETY: alive for `'a`, and made by `Handle::new`: only such have the type.
         unsafe { Handle::kept(self.0) }
+    }
+
+    /// Has [`Object::down`] called, once, when the process ends. `None`: it has ended already.
+    pub fn watch(self, env: *mut ErlNifEnv, pid: &ErlNifPid) -> Option<Watch> {
+        let mut monitor = MaybeUninit::zeroed();
+        // SAFETY: the object is alive; the monitor is filled in when the answer is 0.
+        unsafe {
+            let failed = enif_monitor_process(env, self.as_c_arg(), ptr::from_ref(pid), monitor.as_mut_ptr());
+            (failed == 0).then(|| Watch(monitor.assume_init()))
+        }
+    }
+
+    /// It is not called any more, unless it is being called already.
+    pub fn unwatch(self, env: *mut ErlNifEnv, watch: &Watch) {
+        // SAFETY: the object is alive; the monitor was filled in by the VM. One that has fired is unknown to it.
+        unsafe { enif_demonitor_process(env, self.as_c_arg(), &raw const watch.0) };
     }
 
     /// As the VM's functions take it.

@@ -2,7 +2,9 @@
 //!
 //! * A local pid or port is one word. It is found again by that word and stays until its place is needed: first the places of the
 //!   dead are taken, then those of the longest known.
-//! * Everything else (references, funs, pids and ports of other nodes) is copied, and leaves with the call that brought it.
+//! * Everything else (references, funs, pids and ports of other nodes) is copied. It has two holders: the call that brought it,
+//!   and the library, from its `Keep` (or from the beginning, of a reference made for it) to its `Drop`. It leaves with the last
+//!   of them. A `Drop` has its effect when the calls are over that were in flight when it was read: their answers may have it.
 //!
 //! A place that is used again has a new generation. A name with an old one is *stale*: a library may keep what it was given.
 //! One that never was is *forged*: its worker lies.
@@ -11,7 +13,7 @@ use super::failure::{Unmakeable, Unreadable};
 use super::saved::Saved;
 use rustler::sys::{ErlNifEnv, ErlNifPid, ErlNifTerm, enif_get_local_pid, enif_is_process_alive, enif_make_copy};
 use snakepit_wire::{Name, NameKind};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +26,35 @@ enum Contents {
         word: ErlNifTerm,
         key: Arc<[u8]>,
     },
-    /// The term, and the words that a copy of it takes at most.
-    Kept(Saved, u64),
+    Kept(Kept),
+}
+
+/// A term, and who holds it.
+#[derive(Debug)]
+struct Kept {
+    saved: Saved,
+    /// That a copy of it takes at most.
+    words: u64,
+    /// A call that is not over.
+    call: bool,
+    library: Library,
+    /// It is in the row of those that are to be let go of: once, however often that was asked for.
+    queued: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Library {
+    Out,
+    Holds,
+    /// Until no call with a lower number is in flight.
+    Until(u64),
+}
+
+/// Who holds a new name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    Call,
+    Library,
 }
 
 #[derive(Debug)]
@@ -41,6 +70,8 @@ pub struct Names {
     free: Vec<u32>,
     by_word: HashMap<ErlNifTerm, u32>,
     limit: usize,
+    /// Places that the library lets go of.
+    leaving: VecDeque<u32>,
     /// The next local name to be replaced.
     hand: usize,
     /// Local names that were replaced so far. Shared with those who remember names: when it has moved, what they remember is
@@ -55,6 +86,7 @@ impl Names {
             free: Vec::new(),
             by_word: HashMap::new(),
             limit,
+            leaving: VecDeque::new(),
             hand: 0,
             replaced: Arc::default(),
         }
@@ -101,26 +133,107 @@ impl Names {
         Ok((self.fill(index, kind, contents), key))
     }
 
-    /// The name of any other term, to be dropped with `forget`. `words`: at least what a copy of it takes; the bytes of its
-    /// external format are more than that.
+    /// The name of any other term, held by its call until `forget`, or by the library until `drop_later`. `words`: at least what
+    /// a copy of it takes; the bytes of its external format are more than that.
     pub fn keep(
         &mut self,
         env: *mut ErlNifEnv,
         kind: NameKind,
         term: ErlNifTerm,
         words: u64,
+        holder: Holder,
     ) -> Result<Name, Unreadable> {
         let index = self.place(env)?;
-        Ok(self.fill(index, kind, Contents::Kept(Saved::new(term), words.max(1))))
+        let kept = Kept {
+            saved: Saved::new(term),
+            words: words.max(1),
+            call: holder == Holder::Call,
+            library: match holder {
+                Holder::Call => Library::Out,
+                Holder::Library => Library::Holds,
+            },
+            queued: false,
+        };
+        Ok(self.fill(index, kind, Contents::Kept(kept)))
     }
 
+    /// The call that brought it is over.
     pub fn forget(&mut self, name: Name) {
-        if let Some(place) = self.places.get_mut(name.index as usize)
-            && place.generation == name.generation
-            && matches!(place.contents, Contents::Kept(..))
-        {
+        if let Some(kept) = self.kept(name) {
+            kept.call = false;
+            if kept.library == Library::Out {
+                self.free(name.index);
+            }
+        }
+    }
+
+    /// The library holds it from now on. One that is stale, or was none of those that leave, stays what it is.
+    pub fn hold(&mut self, name: Name) -> Result<(), Unmakeable> {
+        self.check(name)?;
+        if let Some(kept) = self.kept(name) {
+            kept.library = Library::Holds;
+        }
+        Ok(())
+    }
+
+    /// The library lets go of it as soon as no call with a number lower than `number` is in flight. True: there is one to
+    /// [`settle`](Names::settle).
+    pub fn drop_later(&mut self, name: Name, number: u64) -> Result<bool, Unmakeable> {
+        self.check(name)?;
+        let Some(kept) = self.kept(name) else { return Ok(false) };
+        if kept.library == Library::Out {
+            return Ok(false);
+        }
+        kept.library = Library::Until(number);
+        if !std::mem::replace(&mut kept.queued, true) {
+            self.leaving.push_back(name.index);
+        }
+        Ok(true)
+    }
+
+    /// Lets go of what may go now. `lowest`: the lowest number of a call in flight. True: nothing is left to be settled.
+    pub fn settle(&mut self, lowest: Option<u64>) -> bool {
+        for _ in 0..self.leaving.len() {
+            let Some(index) = self.leaving.pop_front() else { break };
+            let Some(Place {
+                contents: Contents::Kept(kept),
+                ..
+            }) = self.places.get_mut(index as usize)
+            else {
+                continue;
+            };
+            match kept.library {
+                Library::Until(number) if lowest.is_some_and(|lowest| lowest < number) => {
+                    self.leaving.push_back(index);
+                }
+                Library::Until(_) => {
+                    (kept.library, kept.queued) = (Library::Out, false);
+                    if !kept.call {
+                        self.free(index);
+                    }
+                }
+                // It is kept again.
+                Library::Holds | Library::Out => kept.queued = false,
+            }
+        }
+        self.leaving.is_empty()
+    }
+
+    fn kept(&mut self, name: Name) -> Option<&mut Kept> {
+        match self.places.get_mut(name.index as usize) {
+            Some(Place {
+                generation,
+                contents: Contents::Kept(kept),
+                ..
+            }) if *generation == name.generation => Some(kept),
+            _ => None,
+        }
+    }
+
+    fn free(&mut self, index: u32) {
+        if let Some(place) = self.places.get_mut(index as usize) {
             place.contents = Contents::Free;
-            self.free.push(name.index);
+            self.free.push(index);
         }
     }
 
@@ -128,28 +241,60 @@ impl Names {
     pub fn words(&self, name: Name) -> u64 {
         match self.places.get(name.index as usize) {
             Some(Place {
-                contents: Contents::Kept(_, words),
+                contents: Contents::Kept(kept),
                 ..
-            }) => *words,
+            }) => kept.words,
             _ => 0,
         }
     }
 
-    /// The term behind a name that the worker sent.
-    pub fn term(&self, env: *mut ErlNifEnv, name: Name) -> Result<ErlNifTerm, Unmakeable> {
+    /// Whether it is a name: stale ones are, forged ones are not.
+    fn check(&self, name: Name) -> Result<(), Unmakeable> {
+        match self.find(name) {
+            Err(Unmakeable::Forged) => Err(Unmakeable::Forged),
+            _ => Ok(()),
+        }
+    }
+
+    fn find(&self, name: Name) -> Result<&Contents, Unmakeable> {
         let place = self.places.get(name.index as usize).ok_or(Unmakeable::Forged)?;
         if name.generation == place.generation && name.kind == place.kind {
-            match &place.contents {
-                Contents::Local { word, .. } => return Ok(*word),
-                // SAFETY: the saved term is alive as long as its place.
-                Contents::Kept(saved, _) => return Ok(unsafe { enif_make_copy(env, saved.raw()) }),
-                Contents::Free => return Err(Unmakeable::Stale),
-            }
+            return match &place.contents {
+                Contents::Free => Err(Unmakeable::Stale),
+                contents => Ok(contents),
+            };
         }
         if name.generation < place.generation {
             Err(Unmakeable::Stale)
         } else {
             Err(Unmakeable::Forged)
+        }
+    }
+
+    /// The word of a local pid or port; `None`: it is something else, of which a message cannot be a target.
+    pub fn word(&self, name: Name) -> Result<Option<ErlNifTerm>, Unmakeable> {
+        Ok(match self.find(name)? {
+            Contents::Local { word, .. } => Some(*word),
+            Contents::Kept(_) | Contents::Free => None,
+        })
+    }
+
+    /// The external format of the term behind a name.
+    pub fn key(&self, env: *mut ErlNifEnv, name: Name) -> Result<Arc<[u8]>, Unmakeable> {
+        match self.find(name)? {
+            Contents::Local { key, .. } => Ok(Arc::clone(key)),
+            Contents::Kept(kept) => Ok(super::terms::key(env, kept.saved.raw())),
+            Contents::Free => Err(Unmakeable::Stale),
+        }
+    }
+
+    /// The term behind a name that the worker sent.
+    pub fn term(&self, env: *mut ErlNifEnv, name: Name) -> Result<ErlNifTerm, Unmakeable> {
+        match self.find(name)? {
+            Contents::Local { word, .. } => Ok(*word),
+            // SAFETY: the saved term is alive as long as its place.
+            Contents::Kept(kept) => Ok(unsafe { enif_make_copy(env, kept.saved.raw()) }),
+            Contents::Free => Err(Unmakeable::Stale),
         }
     }
 

@@ -1,8 +1,8 @@
 //! A term that outlives the call it came with, in an environment of its own.
 
 use rustler::sys::{
-    ErlNifEnv, ErlNifPid, ErlNifTerm, enif_alloc_env, enif_free_env, enif_make_copy, enif_make_tuple_from_array,
-    enif_self, enif_send,
+    ErlNifEnv, ErlNifPid, ErlNifTerm, enif_alloc_env, enif_clear_env, enif_free_env, enif_make_copy,
+    enif_make_tuple_from_array, enif_self, enif_send,
 };
 use rustler::{Env, Term};
 use std::mem::MaybeUninit;
@@ -24,6 +24,12 @@ impl OwnEnv {
 
     pub fn as_c_arg(&self) -> *mut ErlNifEnv {
         self.0
+    }
+
+    /// Its terms are gone.
+    pub fn clear(&mut self) {
+        // SAFETY: the environment is alive; nobody else has its terms.
+        unsafe { enif_clear_env(self.0) };
     }
 
     pub fn copy(&self, term: ErlNifTerm) -> ErlNifTerm {

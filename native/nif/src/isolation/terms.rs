@@ -5,7 +5,7 @@
 
 use super::failure::{Unmakeable, Unreadable};
 use super::handle::{Handle, Ref};
-use super::names::Names;
+use super::names::{Holder, Names};
 use super::remote::Remote;
 use super::worker::Worker;
 use parking_lot::Mutex;
@@ -207,7 +207,7 @@ impl<'a> VmReader<'a> {
         } else {
             self.key(term)?;
             let words = self.buffers.bytes.len() as u64;
-            let name = self.to.names.lock().keep(env, kind, term, words)?;
+            let name = self.to.names.lock().keep(env, kind, term, words, Holder::Call)?;
             self.to.kept.push(name);
             name
         };
@@ -625,6 +625,15 @@ impl VmBuilder<'_> {
             Ok(enif_make_binary(self.env, &raw mut binary))
         }
     }
+}
+
+/// The atom of a text, if there is one.
+pub fn existing_atom(env: *mut ErlNifEnv, text: &str) -> Option<ErlNifTerm> {
+    let mut bytes = Vec::with_capacity(text.len() + 4);
+    bytes.extend([etf::VERSION, etf::ATOM_UTF8]);
+    bytes.extend(u16::try_from(text.len()).ok()?.to_be_bytes());
+    bytes.extend_from_slice(text.as_bytes());
+    from_external(env, &bytes, true)
 }
 
 /// A term's external format, by which the worker orders and prints it. Empty if it has none.

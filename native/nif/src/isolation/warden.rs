@@ -2,13 +2,14 @@
 
 use super::channel::Channel;
 use super::failure::{Failure, Result, done, unsent};
-use super::handle::{Handle, Kind, Object, Ref};
+use super::handle::{Handle, Kind, Object, Ref, Watch};
 use super::packets::{self, Received, Sent};
+use super::saved::self_pid;
 use super::spawn;
 use super::worker::Worker;
 use crate::atoms;
 use crate::reply::{self, map};
-use rustler::sys::{ErlNifEnv, ErlNifEvent};
+use rustler::sys::{ErlNifEnv, ErlNifEvent, ErlNifPid};
 use rustler::types::atom::Atom;
 use rustler::{Binary, Encoder, Env, Error as NifError, NifResult, Term};
 use snakepit_shm_core::error::Error;
@@ -33,7 +34,7 @@ impl Object for Warden {
         self.0.stopped(event);
     }
 
-    fn down(handle: Handle<Self>, env: *mut ErlNifEnv) {
+    fn down(handle: Handle<Self>, env: *mut ErlNifEnv, _pid: ErlNifPid, _watch: Watch) {
         handle.0.close(env, handle.borrow());
     }
 }
@@ -62,7 +63,9 @@ fn warden_spawn<'a>(env: Env<'a>, executable: Binary<'a>) -> NifResult<Term<'a>>
     Ok(match Warden::spawn(executable.as_slice()) {
         Ok(warden) => {
             let warden = Handle::new(warden);
-            warden.watch_self(env);
+            if let Some(owner) = self_pid(env) {
+                warden.borrow().watch(env.as_c_arg(), &owner);
+            }
             (atoms::ok(), warden.term(env)).encode(env)
         }
         Err(failure) => failure.term(env),

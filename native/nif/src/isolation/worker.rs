@@ -1,21 +1,23 @@
 //! `worker_*`: one worker process as the VM holds it. `README.md` has the life of a call.
 
 use super::atom_quota::AtomsAccount;
+use super::call::{go_dirty, go_on, scheduled};
 use super::channel::Channel;
-use super::failure::{Failure, Result, done, unsent};
-use super::handle::{Handle, Kind, Object, Ref};
+use super::failure::{Failure, Result, Unmakeable, done, unsent};
+use super::handle::{Handle, Kind, Object, Ref, Watch};
 use super::names::Names;
 use super::packets::{self, Received, Sent};
 use super::remote::Releases;
-use super::saved::{Saved, Waiter};
+use super::saved::{Saved, Waiter, self_pid};
 use super::scratch;
+use super::services::{Grants, News, Services, Taken, Whereis};
 use super::waiting::SlotQueue;
 use crate::atoms;
 use crate::reply::{self, map};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use parking_lot::Mutex;
-use rustler::sys::{ErlNifEnv, ErlNifEvent};
+use rustler::sys::{ErlNifEnv, ErlNifEvent, ErlNifPid, ErlNifTerm, c_int};
 use rustler::types::atom::Atom;
 use rustler::{Binary, Decoder, Encoder, Env, Error as NifError, NifResult, Term};
 use snakepit_shm_core::error::Error;
@@ -27,7 +29,7 @@ use snakepit_wire::control::{self, FromWorker, Function, Load, Loaded, RELEASES,
 use snakepit_wire::{Limits, Name, NameKind};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Mappings that this VM may have, regions included. The kernel allows 65,530 unless told otherwise.
@@ -76,13 +78,21 @@ pub struct Worker {
     functions: OnceLock<Vec<Function>>,
     queue: OnceLock<Arc<SlotQueue>>,
     faulty: AtomicBool,
-    /// A payload has found no room beside those of other calls, none of which has ended since.
-    short: AtomicBool,
+    /// What is to be done when a call ends: `SHORT`, `LEAVING`.
+    marks: AtomicU8,
+    services: Services,
+    /// The watch of its owner.
+    owner: OnceLock<Watch>,
     /// Calls published, but for those that threads are counting right now: the highest number plus one.
     published: AtomicU64,
     /// What calls answer that it had begun when it died.
     end: OnceLock<Saved>,
 }
+
+/// A payload has found no room beside those of other calls, none of which has ended since.
+const SHORT: u8 = 1;
+/// Names are to be let go of when the calls are over that may answer with them.
+const LEAVING: u8 = 2;
 
 static KIND: Kind = Kind::new();
 
@@ -99,15 +109,21 @@ impl Object for Worker {
         self.output.stopped(event);
     }
 
-    /// Its process has no owner any more. The end of the control socket tells it to go; its calls end when somebody has
-    /// seen it dead and says `worker_close`.
-    fn down(handle: Handle<Self>, env: *mut ErlNifEnv) {
-        handle.control.close(env, handle.borrow());
+    /// A process has ended that the library watches, or the owner. Without an owner the end of the control socket tells the worker to
+    /// go; its calls end when somebody has seen it dead and says `worker_close`.
+    fn down(handle: Handle<Self>, env: *mut ErlNifEnv, pid: ErlNifPid, watch: Watch) {
+        let worker = handle.borrow();
+        if handle.owner.get() == Some(&watch) {
+            handle.control.close(env, worker);
+        } else {
+            let services = &handle.services;
+            services.monitors().ended(worker, env, services.replies(), pid, watch);
+        }
     }
 }
 
 impl Worker {
-    fn new(spec: &Spec) -> Result<Self> {
+    fn new(spec: &Spec, grants: Grants) -> Result<Self> {
         let plan = spec.plan()?;
         let incarnation = INCARNATIONS.fetch_add(1, Ordering::Relaxed) + 1;
         let ring = Box::new(VmRing::create(
@@ -152,7 +168,9 @@ impl Worker {
             functions: OnceLock::new(),
             queue: OnceLock::new(),
             faulty: AtomicBool::new(false),
-            short: AtomicBool::new(false),
+            marks: AtomicU8::new(0),
+            services: Services::new(grants),
+            owner: OnceLock::new(),
             published: AtomicU64::new(0),
             end: OnceLock::new(),
             ring,
@@ -171,6 +189,14 @@ impl Worker {
     #[inline]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    pub fn control(&self) -> &Channel<OwnedFd> {
+        &self.control
+    }
+
+    pub fn services(&self) -> &Services {
+        &self.services
     }
 
     pub fn names(&self) -> &Mutex<Names> {
@@ -229,23 +255,53 @@ impl Worker {
     pub fn has_room(&self) -> bool {
         let in_flight = self.ring.in_flight();
         // Relaxed: whoever sees the mark too late looks again when a call ends.
-        in_flight < self.parked.len() && !(in_flight > 0 && self.short.load(Ordering::Relaxed))
+        in_flight < self.parked.len() && !(in_flight > 0 && self.marks.load(Ordering::Relaxed) & SHORT != 0)
     }
 
     /// Notes that a payload found no room. False: nobody else is there who could make some.
     pub fn runs_short(&self) -> bool {
-        self.short.store(true, Ordering::Relaxed);
+        self.marks.fetch_or(SHORT, Ordering::Relaxed);
         self.ring.in_flight() > 0
     }
 
     #[inline]
     pub fn slot_freed(&self, env: *mut ErlNifEnv) {
-        if self.short.load(Ordering::Relaxed) {
-            self.short.store(false, Ordering::Relaxed);
+        if self.marks.load(Ordering::Relaxed) != 0 {
+            self.call_ended();
         }
         if let Some(queue) = self.queue.get() {
             queue.slot_freed(env);
         }
+    }
+
+    #[cold]
+    fn call_ended(&self) {
+        self.marks.fetch_and(!SHORT, Ordering::Relaxed);
+        self.settle_names();
+    }
+
+    /// Lets go of names that the library dropped and no call can answer with any more.
+    pub fn settle_names(&self) {
+        if self.marks.load(Ordering::Relaxed) & LEAVING == 0 {
+            return;
+        }
+        let mut names = self.names.lock();
+        if names.settle(self.ring.lowest_in_flight()) {
+            // Under the lock, as where it is set.
+            self.marks.fetch_and(!LEAVING, Ordering::Relaxed);
+        }
+    }
+
+    /// The library has dropped these names: they go when the calls are over that are in flight now.
+    pub fn drop_names(&self, dropped: impl Iterator<Item = Name>) -> std::result::Result<(), Unmakeable> {
+        let number = self.ring.next_number();
+        let mut names = self.names.lock();
+        for name in dropped {
+            if names.drop_later(name, number)? {
+                self.marks.fetch_or(LEAVING, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
 
     #[inline]
@@ -364,6 +420,7 @@ impl Worker {
         let _ = worker.end.set(Saved::new(reason.as_c_arg()));
         let raw = env.as_c_arg();
         worker.fault();
+        Services::close(worker, raw);
         worker.ring.close(|woken| worker.woken(raw, woken));
         worker.control.close(raw, worker);
         worker.bell.close(raw, worker);
@@ -410,6 +467,20 @@ impl Spec {
         })
     }
 
+    fn grants(spec: Term<'_>) -> NifResult<Grants> {
+        let env = spec.get_env();
+        let whereis = spec.map_get(atoms::whereis().to_term(env))?;
+        let port_command = spec.map_get(atoms::port_command().to_term(env))?;
+        Ok(Grants {
+            whereis: if atoms::all() == whereis {
+                Whereis::All
+            } else {
+                Whereis::These(whereis.decode()?)
+            },
+            port_command: port_command.decode()?,
+        })
+    }
+
     fn plan(&self) -> Result<Plan> {
         if !(1..=1 << 20).contains(&self.names) {
             return Err(Error::invalid_spec("names", "must be from 1 to 1048576").into());
@@ -426,11 +497,15 @@ impl Spec {
 
 #[rustler::nif]
 fn worker_new<'a>(env: Env<'a>, spec: Term<'a>) -> NifResult<Term<'a>> {
+    let grants = Spec::grants(spec)?;
     let spec = Spec::read(spec)?;
-    Ok(match Worker::new(&spec) {
+    Ok(match Worker::new(&spec, grants) {
         Ok(worker) => {
             let worker = Handle::new(worker);
-            worker.watch_self(env);
+            let owner = self_pid(env).and_then(|pid| worker.borrow().watch(env.as_c_arg(), &pid));
+            if let Some(owner) = owner {
+                let _ = worker.owner.set(owner);
+            }
             (atoms::ok(), worker.term(env)).encode(env)
         }
         Err(failure) => failure.term(env),
@@ -566,15 +641,69 @@ fn worker_output<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
 }
 
 #[rustler::nif]
-fn worker_bell<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
-    let worker = Ref::<Worker>::of(worker)?;
-    Ok(match hear(env, &worker) {
-        Ok(woken) => (atoms::ok(), woken).encode(env),
+fn worker_bell<'a>(env: Env<'a>, worker: Term<'a>, mode: Atom) -> NifResult<Term<'a>> {
+    let object = Ref::<Worker>::of(worker)?;
+    let services = object.services();
+    let serves = mode == atoms::serve();
+    if serves {
+        services.hold(false);
+    } else if mode == atoms::hold() {
+        services.hold(true);
+    } else if mode != atoms::wait() {
+        return Err(NifError::BadArg);
+    }
+    services.replies().flush(object, env.as_c_arg(), self_pid(env));
+    Ok(match hear(env, &object) {
+        Ok(woken) if serves => serve(env, worker, woken.encode(env))?,
+        Ok(woken) => bell_term(env, woken.encode(env), false, &News::none()),
         Err(failure) => {
-            worker.fault();
+            object.fault();
             failure.term(env)
         }
     })
+}
+
+/// Some of the event queue. `woken` is passed on.
+fn serve<'a>(env: Env<'a>, worker: Term<'a>, woken: Term<'a>) -> NifResult<Term<'a>> {
+    let object = Ref::<Worker>::of(worker)?;
+    Ok(match Services::take_some(object, env) {
+        Ok((Taken::Large, _)) => go_dirty(env, c"worker_bell", bell_dirty, &[worker, woken]),
+        Ok((taken, news)) => bell_term(env, woken, taken == Taken::More, &news),
+        Err(failure) => {
+            object.fault();
+            failure.term(env)
+        }
+    })
+}
+
+fn bell_term<'a>(env: Env<'a>, woken: Term<'a>, more: bool, news: &News) -> Term<'a> {
+    let sent: Vec<_> = news
+        .sent
+        .iter()
+        // SAFETY: local pids are words, and terms of every environment.
+        .map(|(word, messages, bytes)| (unsafe { Term::new(env, *word) }, messages, bytes))
+        .collect();
+    let denied: Vec<_> = news.denied.iter().map(|function| function.name()).collect();
+    (atoms::ok(), woken, more, sent, denied).encode(env)
+}
+
+unsafe extern "C" fn bell_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: called by the VM with worker and number.
+    unsafe {
+        scheduled(env, argv, |env, [worker, woken]: [Term<'_>; 2]| {
+            Services::decode(Ref::of(worker)?);
+            Ok(go_on(env, c"worker_bell", bell_again, &[worker, woken]))
+        })
+    }
+}
+
+unsafe extern "C" fn bell_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: as above.
+    unsafe {
+        scheduled(env, argv, |env, [worker, woken]: [Term<'_>; 2]| {
+            serve(env, worker, woken)
+        })
+    }
 }
 
 fn hear(env: Env<'_>, worker: &Worker) -> Result<usize> {
@@ -590,6 +719,38 @@ fn hear(env: Env<'_>, worker: &Worker) -> Result<usize> {
     let woken = worker.ring.drain(rings, |woken| worker.woken(raw, woken))?;
     worker.slot_freed(raw);
     Ok(woken)
+}
+
+#[rustler::nif]
+fn worker_rest<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
+    rest(env, worker)
+}
+
+fn rest<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
+    let object = Ref::<Worker>::of(worker)?;
+    Ok(match Services::take_rest(object, env) {
+        Ok(Taken::Large) => go_dirty(env, c"worker_rest", rest_dirty, &[worker]),
+        Ok(_) => atoms::ok().encode(env),
+        Err(failure) => {
+            object.fault();
+            failure.term(env)
+        }
+    })
+}
+
+unsafe extern "C" fn rest_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: called by the VM with the worker.
+    unsafe {
+        scheduled(env, argv, |env, [worker]: [Term<'_>; 1]| {
+            Services::decode(Ref::of(worker)?);
+            Ok(go_on(env, c"worker_rest", rest_again, &[worker]))
+        })
+    }
+}
+
+unsafe extern "C" fn rest_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: as above.
+    unsafe { scheduled(env, argv, |env, [worker]: [Term<'_>; 1]| rest(env, worker)) }
 }
 
 #[rustler::nif]

@@ -34,6 +34,9 @@ pub mod status {
     pub const BAD_ARGUMENTS: u16 = 3;
     pub const TOO_LARGE: u16 = 4;
     pub const NOT_ENCODABLE: u16 = 5;
+    /// A bit beside any of these, set by the ring itself: there are records in the event queue that the worker put before this
+    /// answer. Whoever takes the answer takes those first.
+    pub const QUEUED: u16 = 0x8000;
 }
 
 /// The caller of a call, as an entry of the VM's table of names.

@@ -91,6 +91,8 @@ struct Events {
     /// Bytes taken.
     head: u64,
     taken: u64,
+    /// Length of the record that was reported and is not done with.
+    undone: Option<u64>,
     scratch: Vec<u8>,
 }
 
@@ -191,6 +193,13 @@ pub enum Cancel {
     Cancelled { started: bool },
     /// Too late: the call is answered (and, if it was parked, reported or about to be). Poll, then release.
     Committed(Call),
+}
+
+/// Whether a record of the event queue has been dealt with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    Yes,
+    NotYet,
 }
 
 /// A parked caller to wake.
@@ -871,13 +880,28 @@ impl VmRing {
     }
 
     /// Takes at most `most` records out of the event queue; `report` gets kind and a private copy. When as many came, there
-    /// may be more, and the worker will not ring for them: call again. `report` must not call `events` or `drain`.
+    /// may be more, and the worker will not ring for them: call again. `report` must not call `events` or `drain`, and does
+    /// what the record says before it returns: the worker is told so by the cursor.
     pub fn events(&self, most: usize, mut report: impl FnMut(u32, &[u8])) -> std::result::Result<usize, Fault> {
+        self.events_until(None, most, |kind, bytes| {
+            report(kind, bytes);
+            Done::Yes
+        })
+    }
+
+    /// As `events`, but no further than to the position `end` (of [`events_end`](VmRing::events_end)). A record with which
+    /// `report` is not done stays in the queue, and is not reported again: nothing is until [`event_done`](VmRing::event_done).
+    pub fn events_until(
+        &self,
+        end: Option<u64>,
+        most: usize,
+        mut report: impl FnMut(u32, &[u8]) -> Done,
+    ) -> std::result::Result<usize, Fault> {
         let mut queue = self.events.lock();
         let queue = &mut *queue;
         let capacity = u64::from(self.layout.plan.event_bytes);
         let mut count = 0;
-        while count < most {
+        while count < most && queue.undone.is_none() && end.is_none_or(|end| is_before(queue.head, end)) {
             // Acquire: pairs with the worker's Release: the records are visible with the cursor.
             let tail = self.memory.word(header::EVENT_TAIL).load(Ordering::Acquire);
             let available = tail.wrapping_sub(queue.head);
@@ -894,17 +918,61 @@ impl VmRing {
             let record = self.read_event(queue, available)?;
             count += 1;
             queue.taken += 1;
-            queue.head += record.bytes;
-            // Release: pairs with the worker's Acquire: we have read what it may overwrite now.
-            self.memory
-                .word(header::EVENT_HEAD)
-                .store(queue.head, Ordering::Release);
-            // SeqCst: pairs with the fence in the worker's `event` (it moves its cursor, then looks at ours): a record that we
-            // do not see at the next turn is rung for.
-            fence(Ordering::SeqCst);
-            report(record.kind, &queue.scratch);
+            match report(record.kind, &queue.scratch) {
+                Done::Yes => self.pass(queue, record.bytes),
+                Done::NotYet => queue.undone = Some(record.bytes),
+            }
         }
         Ok(count)
+    }
+
+    /// The record with which `report` was not done is done with.
+    pub fn event_done(&self) {
+        let mut queue = self.events.lock();
+        if let Some(bytes) = queue.undone.take() {
+            self.pass(&mut queue, bytes);
+        }
+    }
+
+    fn pass(&self, queue: &mut Events, bytes: u64) {
+        queue.head = queue.head.wrapping_add(bytes);
+        // Release: pairs with the worker's Acquire: we have read what it may overwrite now, and done what it said: an answer
+        // without `status::QUEUED` comes after it.
+        self.memory
+            .word(header::EVENT_HEAD)
+            .store(queue.head, Ordering::Release);
+        // SeqCst: pairs with the fence in the worker's `event` (it moves its cursor, then looks at ours): a record that we
+        // do not see at the next turn is rung for.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Where the last record of the event queue ends, by the worker's word. What it has put before an answer lies before the
+    /// position that is read after the answer was seen.
+    pub fn events_end(&self) -> u64 {
+        // Acquire: pairs with the worker's Release.
+        self.memory.word(header::EVENT_TAIL).load(Ordering::Acquire)
+    }
+
+    /// Whether all records up to a position are done with.
+    pub fn events_done_until(&self, end: u64) -> bool {
+        !is_before(self.events.lock().head, end)
+    }
+
+    /// The number of the next call.
+    pub fn next_number(&self) -> u64 {
+        // Relaxed: of a call whose answer has been seen the number is behind us.
+        self.tail.load(Ordering::Relaxed)
+    }
+
+    /// The lowest number of a call whose answer somebody may still take. One that is being published right now may be
+    /// missed; the worker cannot have seen it either.
+    pub fn lowest_in_flight(&self) -> Option<u64> {
+        let calls = self.records.iter().filter_map(|record| {
+            // Acquire: pairs with the Release of whoever hands the record on.
+            let current = record.state.load(Ordering::Acquire);
+            matches!(current & STATE, PUBLISHED | PARKED | COMMITTED).then_some(current >> STATE_BITS)
+        });
+        calls.min()
     }
 
     /// Copies one record into the scratch buffer: first its head, then, when its length is plausible, the rest.
@@ -1021,9 +1089,15 @@ impl Events {
         Events {
             head: 0,
             taken: 0,
+            undone: None,
             scratch: Vec::new(),
         }
     }
+}
+
+/// Of two positions that are not further apart than a queue is long, or than a lie may put them.
+fn is_before(position: u64, end: u64) -> bool {
+    end.wrapping_sub(position).cast_signed() > 0
 }
 
 fn records(plan: Plan) -> Vec<Record> {

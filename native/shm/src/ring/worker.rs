@@ -9,7 +9,7 @@ use super::layout::{
 };
 use super::memory::Memory;
 use super::ranges::{Range, Ranges};
-use super::{Caller, Error, Result, WorkerStatus};
+use super::{Caller, Error, Result, WorkerStatus, status};
 use crate::copy;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,10 @@ pub struct WorkerRing {
     /// Answers in the result area that the VM may still read. Relaxed: a hint that spares the lock.
     held: AtomicU64,
     events: Mutex<u64>,
+    /// Where the last record in the event queue ends; 0 when the VM is known to have taken it. Beside `events` so that an
+    /// answer looks at memory of this process only. Relaxed: a record and the answer that it comes before are of one thread, or
+    /// of two that have met meanwhile.
+    queued: OwnLine<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -177,6 +181,7 @@ impl WorkerRing {
             }),
             held: AtomicU64::new(0),
             events: Mutex::new(0),
+            queued: OwnLine(AtomicU64::new(0)),
         })
     }
 
@@ -462,6 +467,7 @@ impl WorkerRing {
     fn publish(&self, executor: u16, job: &Job, status: u16, place: u16, length: usize, tiny: &[u8; TINY_ANSWER]) {
         let line = self.layout.slot(job.slot);
         let word = |offset: usize| self.memory.word(line + offset);
+        let status = status | self.queued();
         let payload = length as u64 | u64::from(status) << 32 | u64::from(place) << 48;
         // Relaxed: the Release below publishes all of the line.
         word(slot::PAYLOAD).store(payload, Ordering::Relaxed);
@@ -481,6 +487,28 @@ impl WorkerRing {
         if word(slot::WAIT).load(Ordering::Relaxed) == job.number + 1 {
             self.report(job);
         }
+    }
+
+    /// `status::QUEUED`, if the event queue has records that the VM has not done with.
+    #[inline]
+    fn queued(&self) -> u16 {
+        match self.queued.load(Ordering::Relaxed) {
+            0 => 0,
+            end => self.still_queued(end),
+        }
+    }
+
+    #[cold]
+    fn still_queued(&self, end: u64) -> u16 {
+        // Acquire: pairs with the VM's Release: what it did with the records is done.
+        if self.memory.word(header::EVENT_HEAD).load(Ordering::Acquire) < end {
+            return status::QUEUED;
+        }
+        // It fails when there is a new record, which a later answer sees.
+        let _ = self
+            .queued
+            .compare_exchange(end, 0, Ordering::Relaxed, Ordering::Relaxed);
+        0
     }
 
     /// Puts the slot into the completion queue and rings.
@@ -538,6 +566,7 @@ impl WorkerRing {
         }
         let begin = *tail;
         *tail += bytes;
+        self.queued.store(*tail, Ordering::Relaxed);
         // Release: pairs with the VM's Acquire: the record is visible with the cursor.
         self.memory.word(header::EVENT_TAIL).store(*tail, Ordering::Release);
         // SeqCst: pairs with the fence in the VM's `events` (it moves its cursor, then looks at ours).
@@ -546,6 +575,17 @@ impl WorkerRing {
             let _ = self.out.ring();
         }
         Ok(())
+    }
+
+    /// The longest record that the event queue takes at all.
+    pub fn longest_event(&self) -> usize {
+        self.layout.plan.event_bytes as usize - 8
+    }
+
+    /// Whether [`stop`](Self::stop) was called.
+    pub fn stopped(&self) -> bool {
+        // Relaxed: only a flag.
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// Ends all `next`.

@@ -4,8 +4,10 @@
 //! pointers), and a list of the buffers and objects that its terms refer to.
 
 use super::buffer::Buffer;
+use super::held;
 use super::resource::{self, Object};
 use super::term::Term;
+use snakepit_wire::Name;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ffi::c_int;
 use std::ptr;
@@ -50,6 +52,8 @@ pub struct Env {
     chunks: Vec<Chunk>,
     buffers: Vec<*mut Buffer>,
     objects: Vec<*mut Object>,
+    /// References and funs that the VM keeps for this env.
+    names: Vec<Name>,
     pub exception: Option<Term>,
     pub scheduled: Option<Scheduled>,
     /// The calling process, as a word; THE_NON_VALUE when there is none.
@@ -65,6 +69,7 @@ impl Env {
             chunks: Vec::new(),
             buffers: Vec::new(),
             objects: Vec::new(),
+            names: Vec::new(),
             exception: None,
             scheduled: None,
             caller: Term::NON_VALUE,
@@ -126,6 +131,20 @@ impl Env {
         self.objects.push(object);
     }
 
+    /// Has the VM keep a name until the env is cleared, if it outlives the call that has brought it.
+    #[inline]
+    pub fn hold_name(&mut self, name: Name) {
+        if self.kind == Kind::Independent {
+            held::hold(name);
+            self.names.push(name);
+        }
+    }
+
+    /// Holds a new reference until the env is cleared: takes over the holder that it was made with.
+    pub fn hold_made(&mut self, name: Name) {
+        self.names.push(name);
+    }
+
     /// An exception stays, whatever the function returns.
     pub fn raise(&mut self, reason: Term) -> Term {
         self.exception = Some(reason);
@@ -141,7 +160,7 @@ impl Env {
     pub fn clear(&mut self) {
         self.exception = None;
         self.scheduled = None;
-        if !self.buffers.is_empty() || !self.objects.is_empty() {
+        if !self.buffers.is_empty() || !self.objects.is_empty() || !self.names.is_empty() {
             self.let_go();
         }
         if self.chunks.len() > 1 || self.chunks.first().is_some_and(|chunk| chunk.words > KEPT) {
@@ -160,6 +179,9 @@ impl Env {
         for object in std::mem::take(&mut self.objects) {
             // SAFETY: `hold_object` was given the reference.
             unsafe { resource::release(object) };
+        }
+        if !self.names.is_empty() {
+            held::let_go(&std::mem::take(&mut self.names));
         }
     }
 

@@ -37,6 +37,11 @@ pub fn limits(limits: Limits) {
     let _ = LIMITS.set(limits);
 }
 
+/// Bounds of what leaves the worker.
+pub fn bounds() -> Limits {
+    LIMITS.get().copied().unwrap_or(Limits::DEFAULT)
+}
+
 /// What runs calls in one thread.
 #[derive(Debug)]
 pub struct Executor {
@@ -74,7 +79,7 @@ impl Executor {
             decoder: Decoder::new(),
             encoder: EncoderOf::<Answers>::new(),
             answers: Answers::default(),
-            limits: LIMITS.get().copied().unwrap_or(Limits::DEFAULT),
+            limits: bounds(),
             used: false,
         }
     }

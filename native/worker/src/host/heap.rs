@@ -151,6 +151,17 @@ impl Env {
 
     /// A reference or a fun.
     pub fn handle(&mut self, name: Name, key: &[u8]) -> Term {
+        self.hold_name(name);
+        self.place_handle(name, key)
+    }
+
+    /// A reference that was just made. Takes over the holder that it was made with.
+    pub fn made_reference(&mut self, name: Name, key: &[u8]) -> Term {
+        self.hold_made(name);
+        self.place_handle(name, key)
+    }
+
+    fn place_handle(&mut self, name: Name, key: &[u8]) -> Term {
         let place = self.allocate(words::<Handle>() + key.len().div_ceil(8));
         let handle = Handle {
             header: kind::NAME,

@@ -3,6 +3,7 @@
 pub mod api;
 mod atom;
 mod buffer;
+mod callbacks;
 mod copy;
 mod elf;
 mod entry;
@@ -11,23 +12,39 @@ mod executor;
 mod external;
 mod hash;
 mod heap;
+mod held;
 mod load;
 mod map;
 mod missing;
+mod monitor;
 mod name;
 mod order;
 mod portable_hash;
 mod print;
 mod resource;
+mod select;
+mod send;
+mod service;
 mod symbols;
 mod term;
 mod wire;
 
 pub use executor::{Call, Executor, Outcome, limits};
 pub use load::load;
+pub use service::{Transport, answer, connect, hears, stop};
 pub use symbols::{exported, implemented};
 
-/// The VM has let go of these resources: one number for each handle that it had.
-pub fn release(ids: &[u64]) {
-    resource::dropped(ids);
+/// The VM has let go of these resources: one number for each handle that it had. Destructors run in a thread of their own.
+pub fn release(ids: Vec<u64>) {
+    callbacks::later(callbacks::Work::Release(ids));
+}
+
+/// A process that the library monitors has ended. Its callback runs in the same thread.
+pub fn down(monitor: u64) {
+    callbacks::later(callbacks::Work::Down(monitor));
+}
+
+/// Waits until all that was told by [`release`] and [`down`] has been done.
+pub fn settle() {
+    callbacks::settle();
 }

@@ -3,6 +3,8 @@
 //! A pid is a word, so that `ErlNifPid` can be copied with `memcpy`; its key, by which it is ordered and printed, is kept
 //! here. References and funs carry theirs. The VM's table is bounded, and so is this one: an index has one entry.
 
+use super::service;
+use snakepit_wire::service::{Named, Reply, Request};
 use snakepit_wire::{Name, NameKind};
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
@@ -33,15 +35,23 @@ pub fn learn(name: Name, key: &[u8]) {
     keys.get_or_insert_default().insert(place, entry);
 }
 
-/// Calls `use_key` with the key of a pid or port, if it is known.
-pub fn with_key<T>(name: Name, use_key: impl FnOnce(Option<&[u8]>) -> T) -> T {
+fn known(name: Name) -> Option<Box<[u8]>> {
     let keys = KEYS.read().unwrap_or_else(PoisonError::into_inner);
-    let entry = keys.as_ref().and_then(|keys| keys.get(&(name.kind as u8, name.index)));
-    use_key(
-        entry
-            .filter(|entry| entry.generation == name.generation)
-            .map(|entry| &*entry.key),
-    )
+    let entry = keys.as_ref()?.get(&(name.kind as u8, name.index))?;
+    (entry.generation == name.generation).then(|| entry.key.clone())
+}
+
+/// The key of a pid or port. One that came without (the caller's own) is asked for; `None` if the VM does not tell.
+pub fn key(name: Name) -> Option<Box<[u8]>> {
+    known(name).or_else(|| {
+        let reply = service::ask(|request| Request::Key {
+            request,
+            name: Named(name),
+        });
+        let Some(Reply::Key(key)) = reply else { return None };
+        learn(name, &key);
+        Some(key.into())
+    })
 }
 
 /// What a key tells about a pid, port or reference: enough to order them as the VM does, and to print them.

@@ -233,8 +233,7 @@ fn names(left: Term, right: Term) -> Ordering {
         let known = one.length > 0 && other.length > 0;
         return if known { by_keys(one.key(), other.key()) } else { place };
     }
-    let key = |name| name::with_key(name, |key| key.map(<[u8]>::to_vec));
-    match (key(one), key(other)) {
+    match (name::key(one), name::key(other)) {
         (Some(one), Some(other)) => by_keys(&one, &other).then(place),
         _ => place,
     }

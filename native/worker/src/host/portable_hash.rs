@@ -114,7 +114,7 @@ fn enter(term: Term, hash: u32, pairs: &mut u32, steps: &mut Vec<Step>) -> Optio
         Shape::Name(name) => {
             let key = match term.as_handle() {
                 Some(handle) => identity(name.kind, handle.key()),
-                None => name::with_key(name, |key| identity(name.kind, key?)),
+                None => name::key(name).and_then(|key| identity(name.kind, &key)),
             };
             let numbers = key?.numbers;
             match name.kind {

@@ -82,7 +82,7 @@ fn print(term: Term, out: &mut String, steps: &mut Vec<Step>) {
         Shape::Bits(bits) => print_bits(bits, out),
         Shape::Name(name) => match term.as_handle() {
             Some(handle) => print_name(name, Some(handle.key()), out),
-            None => name::with_key(name, |key| print_name(name, key, out)),
+            None => print_name(name, name::key(name).as_deref(), out),
         },
         Shape::Resource(object) => print_resource(object, out),
     }

@@ -5,6 +5,7 @@
 //! released. The last reference that goes runs the destructor, in the thread that lets go.
 
 use super::env::Env;
+use super::monitor;
 use super::term::Term;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
@@ -163,6 +164,21 @@ pub unsafe fn keep(object: *mut Object) {
     unsafe { (*object).count.fetch_add(1, Ordering::Relaxed) };
 }
 
+/// A reference to an object, if there is still one.
+///
+/// # Safety
+/// The memory of `object` has not been given back.
+pub unsafe fn keep_unless_gone(object: *mut Object) -> bool {
+    let another = |count: usize| (count > 0).then(|| count + 1);
+    // SAFETY: not given back. Relaxed: as in `keep`, once there is one.
+    unsafe {
+        (*object)
+            .count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, another)
+            .is_ok()
+    }
+}
+
 /// # Safety
 /// The caller gives up a reference of his.
 pub unsafe fn release(object: *mut Object) {
@@ -182,7 +198,11 @@ unsafe fn destroy(object: *mut Object) {
     // SAFETY: alive, types live for ever. A destructor that takes the object up again (`enif_keep_resource`) keeps it, as
     // in the VM: the count was raised to one for the time that it runs.
     unsafe {
-        if let Some(destructor) = (*(*object).kind).callbacks.destructor {
+        let callbacks = &(*(*object).kind).callbacks;
+        if callbacks.down.is_some() {
+            monitor::end_all(object);
+        }
+        if let Some(destructor) = callbacks.destructor {
             (*object).count.store(1, Ordering::Relaxed);
             let mut env = Env::callback();
             destructor(&raw mut *env, data(object));
@@ -191,6 +211,10 @@ unsafe fn destroy(object: *mut Object) {
                 return;
             }
             fence(Ordering::Acquire);
+            if callbacks.down.is_some() {
+                // What the destructor has monitored.
+                monitor::end_all(object);
+            }
         }
         if let Some(layout) = layout((*object).size) {
             dealloc(object.cast(), layout);

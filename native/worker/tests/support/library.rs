@@ -18,6 +18,18 @@ pub fn fixture(name: &str) -> PathBuf {
         .clone()
 }
 
+/// A library of tests/hosted/.
+pub fn hosted(name: &str) -> PathBuf {
+    static MADE: Mutex<()> = Mutex::new(());
+    let _one_after_the_other = MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let path = directory().join(name);
+    if path.with_extension("so").exists() {
+        return path;
+    }
+    let hosted = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hosted");
+    compile(&hosted.join(format!("{name}.c")), name)
+}
+
 /// A library out of a few lines of C.
 pub fn library(name: &str, text: &str) -> PathBuf {
     let source = directory().join(format!("{name}.c"));

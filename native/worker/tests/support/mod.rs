@@ -22,6 +22,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+pub mod asked;
 pub mod library;
 
 /// Longer than anything takes, also on a machine with other things to do.
@@ -160,6 +161,7 @@ impl Warden {
             done,
             output: File::from(output),
             loaded: None,
+            vm: Mutex::default(),
         }
     }
 
@@ -257,6 +259,7 @@ pub struct Worker {
     pub done: Listener,
     pub output: File,
     pub loaded: Option<Loaded>,
+    pub vm: Mutex<asked::Vm>,
 }
 
 #[derive(Debug, PartialEq, Eq)]

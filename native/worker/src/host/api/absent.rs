@@ -6,19 +6,6 @@ use crate::host::term::Term;
 use std::ffi::{c_int, c_uint, c_void};
 
 absent! {
-    fn enif_send(*mut Env, *const Term, *mut Env, Term) -> c_int = 0;
-    fn enif_port_command(*mut Env, *const Term, *mut Env, Term) -> c_int = 0;
-    fn enif_make_ref(*mut Env) -> Term = Term::NON_VALUE;
-    fn enif_make_unique_integer(*mut Env, c_int) -> Term = Term::NON_VALUE;
-    fn enif_is_process_alive(*mut Env, *mut Term) -> c_int = 0;
-    fn enif_is_port_alive(*mut Env, *mut Term) -> c_int = 0;
-    fn enif_whereis_pid(*mut Env, Term, *mut Term) -> c_int = 0;
-    fn enif_whereis_port(*mut Env, Term, *mut Term) -> c_int = 0;
-    fn enif_monitor_process(*mut Env, *mut c_void, *const Term, *mut c_void) -> c_int = -1;
-    fn enif_demonitor_process(*mut Env, *mut c_void, *const c_void) -> c_int = 1;
-    fn enif_make_monitor_term(*mut Env, *const c_void) -> Term = Term::NON_VALUE;
-    fn enif_select(*mut Env, c_int, c_uint, *mut c_void, *const Term, Term) -> c_int = -1;
-    fn enif_select_x(*mut Env, c_int, c_uint, *mut c_void, *const Term, Term, *mut Env) -> c_int = -1;
     fn enif_term_size(Term) -> usize = 0_usize;
     fn enif_get_atom_cache_index(*mut Env, Term, *mut c_uint) -> c_int = 0;
     fn enif_max_atom_cache_index() -> c_uint = 0_u32;

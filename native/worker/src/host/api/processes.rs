@@ -1,15 +1,42 @@
-//! Pids and ports.
+//! Pids, ports and references: what the VM knows of them.
 
-use crate::host::atom;
 use crate::host::env::{Env, Kind};
 use crate::host::term::Term;
-use snakepit_wire::NameKind;
-use std::ffi::{c_int, c_void};
+use crate::host::wire::Arguments;
+use crate::host::{atom, held, name, service};
+use snakepit_wire::service::{Named, Reply, Request};
+use snakepit_wire::{Decoder, Limits, NameKind, SliceSource};
+use std::ffi::c_int;
 use std::ptr;
 
 /// The word of a pid or port of this node.
 fn local(term: Term, kind: NameKind) -> bool {
     term.as_local().is_some_and(|name| name.kind == kind)
+}
+
+/// Asks whether a process or port lives.
+fn lives(term: Term) -> bool {
+    let asked = |name| service::ask(|request| Request::IsAlive { request, name });
+    term.as_local()
+        .is_some_and(|name| asked(Named(name)) == Some(Reply::Yes))
+}
+
+/// Asks who has a registered name. Who is none of this kind, or is not granted, is nobody.
+unsafe fn registered(name: Term, kind: NameKind, place: *mut Term) -> c_int {
+    let Some(number) = name.as_atom() else { return 0 };
+    let name = atom::text(number).to_owned();
+    let port = kind == NameKind::Port;
+    let Some(Reply::Names(names)) = service::ask(|request| Request::WhereIs { request, port, name }) else {
+        return 0;
+    };
+    let found = names.first().filter(|found| found.name.0.kind == kind);
+    let Some((found, term)) = found.and_then(|found| Some((found, Term::local(found.name.0)?))) else {
+        return 0;
+    };
+    name::learn(found.name.0, &found.key);
+    // SAFETY: the library's out-parameter.
+    unsafe { place.write(term) };
+    1
 }
 
 api! {
@@ -46,13 +73,43 @@ api! {
     }
 
     fn enif_is_current_process_alive(env: *mut Env) -> c_int {
-        // A caller that has died meanwhile is not told to the worker.
-        c_int::from((*env).kind == Kind::Call)
+        // The VM aborts without a process.
+        c_int::from((*env).kind == Kind::Call && lives((*env).caller))
     }
 
-    fn enif_compare_monitors(left: *const c_void, right: *const c_void) -> c_int {
-        // `ErlNifMonitor` is 32 bytes.
-        let (left, right) = (*left.cast::<[u8; 32]>(), *right.cast::<[u8; 32]>());
-        left.cmp(&right) as c_int
+    fn enif_is_process_alive(_env: *mut Env, pid: *mut Term) -> c_int {
+        c_int::from(local(*pid, NameKind::Pid) && lives(*pid))
+    }
+
+    fn enif_is_port_alive(_env: *mut Env, port: *mut Term) -> c_int {
+        c_int::from(local(*port, NameKind::Port) && lives(*port))
+    }
+
+    fn enif_whereis_pid(_env: *mut Env, name: Term, pid: *mut Term) -> c_int {
+        registered(name, NameKind::Pid, pid)
+    }
+
+    fn enif_whereis_port(_env: *mut Env, name: Term, port: *mut Term) -> c_int {
+        registered(name, NameKind::Port, port)
+    }
+
+    fn enif_make_ref(env: *mut Env) -> Term {
+        match held::make() {
+            Some(made) => (*env).made_reference(made.name.0, &made.key),
+            None => (*env).bad_argument(),
+        }
+    }
+
+    fn enif_make_unique_integer(env: *mut Env, properties: c_int) -> Term {
+        let properties = properties as u32;
+        let reply = service::ask(|request| Request::Unique { request, properties });
+        let made = match reply {
+            Some(Reply::Integer(bytes)) => {
+                let mut source = SliceSource::new(&bytes);
+                Decoder::new().decode(&mut source, &Limits::DEFAULT, &mut Arguments(&mut *env)).ok()
+            }
+            _ => None,
+        };
+        made.unwrap_or_else(|| (*env).bad_argument())
     }
 }

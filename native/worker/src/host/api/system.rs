@@ -71,8 +71,16 @@ api! {
     }
 
     fn enif_dlopen(library: *const c_char, handle: Report, argument: *mut c_void) -> *mut c_void {
-        // Null is the program itself.
-        let opened = libc::dlopen(library, libc::RTLD_NOW);
+        // Null is the program itself. To everything else the VM adds the ending, whether it is there or not.
+        let mut file = Vec::new();
+        let name = if library.is_null() {
+            library
+        } else {
+            file.extend_from_slice(CStr::from_ptr(library).to_bytes());
+            file.extend_from_slice(b".so\0");
+            file.as_ptr().cast()
+        };
+        let opened = libc::dlopen(name, libc::RTLD_NOW);
         if opened.is_null() {
             report(handle, argument);
         }

@@ -1,0 +1,128 @@
+//! What the VM has to say to a worker while its library runs: answers to its requests, ends of processes that it watches.
+//!
+//! What the socket does not take waits here, in order, and goes out when the socket says that it has room: then the process that
+//! hears the worker's bell is told.
+
+use super::handle::Ref;
+use super::packets::{self, Sent};
+use super::worker::Worker;
+use crate::atoms;
+use parking_lot::Mutex;
+use rustler::sys::{ErlNifEnv, ErlNifPid};
+use rustler::{Encoder, Env};
+use snakepit_wire::control::{self, ToWorker};
+use snakepit_wire::service::Reply;
+use std::collections::VecDeque;
+
+/// Bytes that may wait. A thread of a library waits for its answer before it asks again, and whoever asks reads.
+const WAITING: usize = 4 << 20;
+/// What a packet costs beside its bytes.
+const EACH: usize = 64;
+
+#[derive(Debug, Default)]
+pub struct Replies(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    packets: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// Who is told that there is room.
+    listener: Option<ErlNifPid>,
+    /// It is going to be told.
+    armed: bool,
+}
+
+// SAFETY: a pid is a word; the rest is bytes.
+unsafe impl Send for Waiting {}
+
+impl Replies {
+    /// The answer to a request, unless it wants none.
+    pub fn answer(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, request: u32, reply: Reply) {
+        if request == 0 {
+            return;
+        }
+        let packet = control::encode(&ToWorker::Answer { request, reply }).or_else(|_| {
+            // Names with very long keys, which the worker may ask for one by one.
+            let reply = Reply::Refused;
+            control::encode(&ToWorker::Answer { request, reply })
+        });
+        if let Ok(packet) = packet {
+            self.post(worker, env, packet);
+        }
+    }
+
+    /// The end of a process.
+    pub fn down(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, monitor: u64) {
+        if let Ok(packet) = control::encode(&ToWorker::Down { monitor }) {
+            self.post(worker, env, packet);
+        }
+    }
+
+    fn post(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, packet: Vec<u8>) {
+        let mut waiting = self.0.lock();
+        if waiting.packets.is_empty() {
+            match packets::post(worker.control(), &packet, &[]) {
+                Sent::Yes | Sent::Closed => return,
+                Sent::Busy => {}
+            }
+        }
+        waiting.bytes += packet.len() + EACH;
+        waiting.packets.push_back(packet);
+        waiting.arm(worker, env);
+    }
+
+    /// Sends what waits. The calling process is the one to be told from now on.
+    pub fn flush(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, listener: Option<ErlNifPid>) {
+        let mut waiting = self.0.lock();
+        waiting.listener = listener;
+        waiting.armed = false;
+        while let Some(packet) = waiting.packets.front() {
+            match packets::post(worker.control(), packet, &[]) {
+                Sent::Busy => return waiting.arm(worker, env),
+                Sent::Yes => {
+                    waiting.bytes -= packet.len() + EACH;
+                    waiting.packets.pop_front();
+                }
+                Sent::Closed => waiting.clear(),
+            }
+        }
+    }
+
+    /// The process that is told.
+    pub fn listener(&self) -> Option<ErlNifPid> {
+        self.0.lock().listener
+    }
+
+    /// Whether more waits than a worker can have asked for that reads.
+    pub fn overflow(&self) -> bool {
+        self.0.lock().bytes > WAITING
+    }
+
+    pub fn close(&self) {
+        self.0.lock().clear();
+    }
+}
+
+impl Waiting {
+    fn arm(&mut self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv) {
+        let Some(listener) = self.listener.filter(|_| !self.armed) else {
+            return;
+        };
+        // SAFETY: the environment is alive for as long as the value, which does not leave this function.
+        let safe = unsafe { Env::new(&(), env) };
+        let message = (
+            atoms::select(),
+            worker.keep().term(safe),
+            atoms::control(),
+            atoms::ready_output(),
+        );
+        let message = message.encode(safe).as_c_arg();
+        // What is closed needs no more answers.
+        self.armed = worker.control().select_output(env, worker, &listener, message).is_ok();
+    }
+
+    fn clear(&mut self) {
+        self.packets.clear();
+        self.bytes = 0;
+    }
+}
