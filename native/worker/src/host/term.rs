@@ -11,6 +11,8 @@
 //! 111 port       the same
 //! ```
 //!
+//! Atoms are odd, as the VM's are: OTP's crypto ends its walk over a table with `atom & (atom != atom_false)`.
+//!
 //! The functions that compare and hash get no env, so words describe themselves. Whatever a boxed word points to lives
 //! in the arena of an env or in a buffer that the env holds. A word that a library invents is trusted like every other
 //! word: this is the library's own process, and a crash here is what it would be in the VM, only smaller.
