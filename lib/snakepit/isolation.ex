@@ -19,6 +19,9 @@ defmodule Snakepit.Isolation do
   it had begun, the caller gets `:crashed`. When the deadline passes, the caller gets `:timeout` at once, nothing ever arrives late, and if
   the call was running, its worker is killed and replaced, which crashes the calls that run beside it (`concurrency:`).
 
+  A library can send messages to the processes that it was given, watch them, and make references. What a call has sent is in the mailbox when it
+  returns; what was sent before a crash arrives.
+
   State that a library keeps (objects, caches) lives in one worker and dies with it.
 
   ## Errors
@@ -74,6 +77,11 @@ defmodule Snakepit.Isolation do
     * `:max_words`, `:max_depth` - bounds of a result: words of the VM's heap (default 16,777,216, which is 128 MiB) and nesting (65,536)
     * `:max_names` - pids, ports, references and funs that a worker may know, default 16,384
     * `:max_atoms` - atoms that the library may add to the VM, in the VM's lifetime, default 10,000
+    * `:max_mailbox`, `:max_mailbox_bytes` - messages in a mailbox, and bytes of them that come from this worker, past which a library that sends
+      to it has to wait (in `enif_send`); default 100,000 and 256 MiB, or `:infinity`
+    * `:whereis` - registered names that the library may look up (`enif_whereis_pid`, `enif_whereis_port`), default `[]`, or `:all`. What it finds it can
+      send to
+    * `:port_command` - `true` lets the library send to ports that it is given, default `false`
     * `:output` - the log level of what the library prints (default `:info`), or `:discard`
     * `:telemetry` - `false` leaves out the spans of calls
 

@@ -2,6 +2,7 @@
 
 mod atom_quota;
 mod batch;
+mod bell;
 mod call;
 mod channel;
 mod codec;
@@ -16,6 +17,7 @@ mod pool;
 mod quick;
 mod remote;
 mod replies;
+mod requests;
 mod saved;
 mod scratch;
 mod services;
@@ -24,6 +26,7 @@ mod terms;
 mod waiting;
 mod warden;
 mod worker;
+mod worker_spec;
 
 use rustler::Env;
 

@@ -4,52 +4,38 @@
 //! queued, on schedulers only: a process that is ended while it runs on a dirty one sends nothing any more. A term that is too
 //! large to be decoded on a scheduler stops the queue; it is decoded on a dirty scheduler, and sent by whoever goes on.
 
-use super::failure::{Failure, Result, Unmakeable};
-use super::flight::{self, ON_SCHEDULER};
+use super::failure::{Failure, Result};
 use super::handle::Ref;
 use super::monitors::Monitors;
-use super::names::Holder;
 use super::replies::Replies;
-use super::saved::{self, OwnEnv};
-use super::scratch;
-use super::terms;
+use super::requests::{Job, Parts, deliver};
+use super::saved::OwnEnv;
 use super::worker::Worker;
 use crate::atoms;
 use parking_lot::Mutex;
-use rustler::sys::{
-    ErlNifEnv, ErlNifPid, ErlNifPort, ErlNifTerm, enif_get_local_pid, enif_get_local_port, enif_is_port_alive,
-    enif_is_process_alive, enif_make_ref, enif_make_unique_integer, enif_port_command, enif_send, enif_whereis_pid,
-    enif_whereis_port,
-};
+use rustler::sys::{ErlNifEnv, ErlNifTerm, enif_send};
 use rustler::{Encoder, Env};
 use snakepit_shm_core::ring::vm::Done;
-use snakepit_wire::control;
-use snakepit_wire::service::{self, Keyed, Named, Reply, Request};
-use snakepit_wire::{DecodeError, Name, NameKind};
+use snakepit_wire::Name;
 use std::collections::{HashMap, VecDeque};
-use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Records between two looks at whether to stop, and as many times that at once.
 const STRETCH: usize = 64;
 const STRETCHES: usize = 8;
-/// Threads of a library that are in the middle of a large term.
-const STREAMS: usize = 1024;
 /// What is sent to one process, and to all, before somebody looks whether they keep up.
-const EACH: Amount = Amount {
+pub(super) const EACH: Amount = Amount {
     messages: 1_000,
     bytes: 1 << 20,
 };
-const ALL: Amount = Amount {
+pub(super) const ALL: Amount = Amount {
     messages: 10_000,
     bytes: 16 << 20,
 };
 /// How long a scheduler waits for another one to be done with the queue. Longer ones decode large terms.
 const PATIENCE: Duration = Duration::from_micros(200);
-/// All that `ErlNifUniqueInteger` has.
-const PROPERTIES: u32 = 3;
-
 /// What a library may do beyond the names that it was given.
 #[derive(Debug)]
 pub struct Grants {
@@ -64,27 +50,27 @@ pub enum Whereis {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Amount {
+pub(super) struct Amount {
     messages: u64,
     bytes: u64,
 }
 
 impl Amount {
-    const NOTHING: Amount = Amount { messages: 0, bytes: 0 };
+    pub(super) const NOTHING: Amount = Amount { messages: 0, bytes: 0 };
 
-    fn add(&mut self, bytes: u64) {
+    pub(super) fn add(&mut self, bytes: u64) {
         self.messages += 1;
         self.bytes += bytes;
     }
 
-    fn reaches(self, limit: Amount) -> bool {
+    pub(super) fn reaches(self, limit: Amount) -> bool {
         self.messages >= limit.messages || self.bytes >= limit.bytes
     }
 }
 
 #[derive(Debug)]
 pub struct Services {
-    grants: Grants,
+    pub(super) grants: Grants,
     intake: Mutex<Intake>,
     /// A mailbox is full: nothing is taken out of the queue until the process that hears the bell says so.
     held: AtomicBool,
@@ -92,69 +78,34 @@ pub struct Services {
     monitors: Monitors,
     /// Names of calls that were over before the queue was taken up to a position: there may be a `Keep` in it.
     later: Mutex<VecDeque<(u64, Vec<Name>)>>,
+    /// Where the queue of a dead worker ends.
+    rest: OnceLock<u64>,
 }
 
 /// The queue's other end.
 #[derive(Debug)]
-struct Intake {
+pub(super) struct Intake {
     /// For one term at a time.
-    env: OwnEnv,
-    parts: Parts,
+    pub(super) env: OwnEnv,
+    pub(super) parts: Parts,
     /// The record that the ring holds until it is done with.
-    job: Option<Job>,
-    sent: HashMap<ErlNifTerm, Amount>,
-    sent_to_all: Amount,
+    pub(super) job: Option<Job>,
+    pub(super) sent: HashMap<ErlNifTerm, Amount>,
+    pub(super) sent_to_all: Amount,
     /// Somebody is to look at mailboxes.
-    pressed: bool,
+    pub(super) pressed: bool,
     /// What was refused for want of a grant, and whether that was told.
     denied: [Option<bool>; Function::ALL.len()],
     /// Whoever hears the bell was told to look.
     nudged: bool,
     /// Found on a dirty scheduler.
-    lie: Option<Failure>,
+    pub(super) lie: Option<Failure>,
     /// The worker has lied, or is dead.
     over: bool,
 }
 
 // SAFETY: terms here are words (local pids and ports, atoms), or of an environment that goes with them.
 unsafe impl Send for Intake {}
-
-/// Terms in pieces, by stream. `None`: too long.
-#[derive(Debug, Default)]
-struct Parts {
-    streams: HashMap<u32, Option<Vec<u8>>>,
-    bytes: u64,
-}
-
-/// A message or command whose term is large.
-#[derive(Debug)]
-struct Job {
-    action: Action,
-    bytes: Vec<u8>,
-    decoded: Option<Decoded>,
-}
-
-#[derive(Debug)]
-struct Decoded {
-    env: OwnEnv,
-    /// `None`: it cannot be read.
-    term: Option<ErlNifTerm>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Action {
-    request: u32,
-    kind: NameKind,
-    target: Target,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Target {
-    Local(ErlNifTerm),
-    /// Of another node.
-    Elsewhere,
-    Stale,
-}
 
 /// What needs a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,6 +167,7 @@ impl Services {
             replies: Replies::default(),
             monitors: Monitors::default(),
             later: Mutex::default(),
+            rest: OnceLock::new(),
         }
     }
 
@@ -246,15 +198,9 @@ impl Services {
         let Some(mut intake) = services.intake.try_lock_for(PATIENCE) else {
             return Ok(Taken::Large);
         };
-        loop {
-            match intake.take(worker, env, Some(position))? {
-                Taken::More => {}
-                taken => {
-                    intake.nudge(worker, env);
-                    return Ok(taken);
-                }
-            }
-        }
+        let taken = intake.take_all(worker, env, position)?;
+        intake.nudge(worker, env);
+        Ok(taken)
     }
 
     /// Takes some of the queue, and tells what there is to know: for the process that hears the bell.
@@ -275,17 +221,14 @@ impl Services {
         Ok((taken, intake.news()))
     }
 
-    /// Takes all of a dead worker's queue.
+    /// Takes what a dead worker has left in its queue: no more than is there at first, in case it is not dead after all.
     pub fn take_rest(worker: Ref<'_, Worker>, env: Env<'_>) -> Result<Taken> {
-        let Some(mut intake) = worker.services().intake.try_lock_for(PATIENCE) else {
+        let services = worker.services();
+        let position = *services.rest.get_or_init(|| worker.ring().events_end());
+        let Some(mut intake) = services.intake.try_lock_for(PATIENCE) else {
             return Ok(Taken::Large);
         };
-        loop {
-            match intake.take(worker, env, None)? {
-                Taken::More => {}
-                taken => return Ok(taken),
-            }
-        }
+        intake.take_all(worker, env, position)
     }
 
     /// Decodes the large term at which the queue has stopped, if nobody has done it. Takes its time.
@@ -327,38 +270,17 @@ impl News {
     }
 }
 
-impl Parts {
-    fn add(&mut self, stream: u32, bytes: &[u8], limit: u64) -> Result<()> {
-        if !self.streams.contains_key(&stream) && self.streams.len() >= STREAMS {
-            return Err(Failure::protocol("parts of more terms than there can be threads"));
-        }
-        let whole = self.streams.entry(stream).or_insert_with(|| Some(Vec::new()));
-        let Some(known) = whole else { return Ok(()) };
-        if self.bytes + bytes.len() as u64 > limit {
-            self.bytes -= known.len() as u64;
-            *whole = None;
-        } else {
-            self.bytes += bytes.len() as u64;
-            known.extend_from_slice(bytes);
-        }
-        Ok(())
-    }
-
-    /// The whole term, with its last bytes. `None`: too long.
-    fn finish(&mut self, stream: u32, last: Vec<u8>) -> Option<Vec<u8>> {
-        match self.streams.remove(&stream) {
-            None => Some(last),
-            Some(None) => None,
-            Some(Some(mut bytes)) => {
-                self.bytes -= bytes.len() as u64;
-                bytes.extend_from_slice(&last);
-                Some(bytes)
+impl Intake {
+    /// The queue up to a position, unless a large term stops it.
+    fn take_all(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, position: u64) -> Result<Taken> {
+        loop {
+            match self.take(worker, env, Some(position))? {
+                Taken::More => {}
+                taken => return Ok(taken),
             }
         }
     }
-}
 
-impl Intake {
     /// Some of the queue, up to a position.
     fn take(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, until: Option<u64>) -> Result<Taken> {
         for _ in 0..STRETCHES {
@@ -412,217 +334,7 @@ impl Intake {
         failure
     }
 
-    fn serve(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, kind: u32, bytes: &[u8]) -> Result<Done> {
-        if kind != service::KIND {
-            return Err(Failure::protocol(format!("an event of the kind {kind}")));
-        }
-        flight::spent(env, 4 + bytes.len() as u32 / 64);
-        let request: Request = control::decode(bytes).map_err(Failure::protocol)?;
-        let services = worker.services();
-        let raw = env.as_c_arg();
-        let answer = |request, reply| services.replies.answer(worker, raw, request, reply);
-        match request {
-            Request::Part { stream, bytes } => self.parts.add(stream, &bytes, worker.limits().bytes)?,
-            Request::Send {
-                request,
-                to,
-                stream,
-                term,
-            } => {
-                let action = Action::new(&worker, request, to, NameKind::Pid)?;
-                return self.message(worker, env, action, stream, term);
-            }
-            Request::Command {
-                request,
-                to,
-                stream,
-                term,
-            } => {
-                let action = Action::new(&worker, request, to, NameKind::Port)?;
-                return self.message(worker, env, action, stream, term);
-            }
-            Request::WhereIs { request, port, name } => {
-                let reply = self.whereis(&worker, raw, port, &name);
-                answer(request, reply);
-            }
-            Request::IsAlive { request, name } => answer(request, is_alive(&worker, raw, name.0)?),
-            Request::References { request, count } => {
-                let reply = self.references(&worker, count);
-                answer(request, reply);
-            }
-            Request::Unique { request, properties } => {
-                if properties & !PROPERTIES != 0 {
-                    return Err(Failure::protocol(format!("integers have no property {properties}")));
-                }
-                answer(request, self.unique(properties));
-            }
-            Request::Monitor { request, monitor, pid } => self.monitor(worker, raw, request, monitor, pid.0)?,
-            Request::Demonitor { monitor } => services.monitors.remove(worker, raw, monitor),
-            Request::Key { request, name } => answer(request, key(&worker, raw, name.0)?),
-            Request::Keep { names } => {
-                let mut table = worker.names().lock();
-                names.iter().try_for_each(|name| table.hold(name.0)).map_err(fault)?;
-            }
-            Request::Drop { names } => worker.drop_names(names.iter().map(|name| name.0)).map_err(fault)?,
-        }
-        Ok(Done::Yes)
-    }
-
-    // ── Messages ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    fn message(
-        &mut self,
-        worker: Ref<'_, Worker>,
-        env: Env<'_>,
-        action: Action,
-        stream: u32,
-        last: Vec<u8>,
-    ) -> Result<Done> {
-        let Some(bytes) = self.parts.finish(stream, last) else {
-            let replies = &worker.services().replies;
-            replies.answer(worker, env.as_c_arg(), action.request, Reply::Refused);
-            return Ok(Done::Yes);
-        };
-        if bytes.len() > ON_SCHEDULER {
-            self.job = Some(Job {
-                action,
-                bytes,
-                decoded: None,
-            });
-            return Ok(Done::NotYet);
-        }
-        let decoded = scratch::decode_plain(self.env.as_c_arg(), Some(&worker), worker.limits(), &bytes);
-        let term = readable(decoded)?;
-        let reply = deliver(&worker, env, action, self.env.as_c_arg(), term);
-        self.env.clear();
-        self.done(worker, env, action, bytes.len(), reply);
-        Ok(Done::Yes)
-    }
-
-    /// Answers, and counts what was sent.
-    fn done(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, action: Action, length: usize, reply: Reply) {
-        match action.target {
-            Target::Local(word) if reply == Reply::Yes && action.kind == NameKind::Pid => {
-                let amount = self.sent.entry(word).or_insert(Amount::NOTHING);
-                amount.add(length as u64);
-                self.sent_to_all.add(length as u64);
-                self.pressed |= amount.reaches(EACH) || self.sent_to_all.reaches(ALL);
-            }
-            _ if reply == Reply::Refused
-                && action.kind == NameKind::Port
-                && !worker.services().grants.port_command =>
-            {
-                self.deny(Function::PortCommand);
-            }
-            _ => {}
-        }
-        worker
-            .services()
-            .replies
-            .answer(worker, env.as_c_arg(), action.request, reply);
-    }
-
-    fn decode(&mut self, worker: Ref<'_, Worker>) {
-        let Some(job) = self.job.as_mut().filter(|job| job.decoded.is_none()) else {
-            return;
-        };
-        let env = OwnEnv::new();
-        let decoded = scratch::decode_plain(env.as_c_arg(), Some(&worker), worker.limits(), &job.bytes);
-        match readable(decoded) {
-            Ok(term) => job.decoded = Some(Decoded { env, term }),
-            Err(lie) => self.lie = Some(lie),
-        }
-    }
-
-    // ── Everything else ──────────────────────────────────────────────────────────────────────────────────────────
-
-    fn whereis(&mut self, worker: &Worker, env: *mut ErlNifEnv, port: bool, name: &str) -> Reply {
-        let granted = match &worker.services().grants.whereis {
-            Whereis::All => true,
-            Whereis::These(names) => names.iter().any(|granted| granted == name),
-        };
-        if !granted {
-            self.deny(if port {
-                Function::WhereisPort
-            } else {
-                Function::WhereisPid
-            });
-            return Reply::Refused;
-        }
-        let Some(atom) = terms::existing_atom(env, name) else {
-            return Reply::No;
-        };
-        let kind = if port { NameKind::Port } else { NameKind::Pid };
-        let Some(word) = registered(env, kind, atom) else {
-            return Reply::No;
-        };
-        let named = worker
-            .names()
-            .lock()
-            .local(env, kind, word, || terms::key(env, word))
-            .map(|(name, key)| keyed(name, &key));
-        named.map_or(Reply::Refused, |keyed| Reply::Names(vec![keyed]))
-    }
-
-    /// New references, all of them or none.
-    fn references(&mut self, worker: &Worker, count: u32) -> Reply {
-        let env = self.env.as_c_arg();
-        let mut made = Vec::new();
-        for _ in 0..count {
-            // SAFETY: our own environment, which is alive.
-            let term = unsafe { enif_make_ref(env) };
-            let key = terms::key(env, term);
-            let words = key.len() as u64;
-            let mut names = worker.names().lock();
-            let Ok(name) = names.keep(env, NameKind::Reference, term, words, Holder::Library) else {
-                drop(names);
-                // Nobody has them: they go at once.
-                let made = made.iter().map(|keyed: &Keyed| keyed.name.0);
-                let _ = worker.drop_names(made);
-                self.env.clear();
-                return Reply::Refused;
-            };
-            made.push(keyed(name, &key));
-        }
-        self.env.clear();
-        Reply::Names(made)
-    }
-
-    fn unique(&mut self, properties: u32) -> Reply {
-        let env = self.env.as_c_arg();
-        // SAFETY: our own environment; the properties are some that there are.
-        let term = unsafe { enif_make_unique_integer(env, properties.cast_signed()) };
-        let bytes = terms::key(env, term).to_vec();
-        self.env.clear();
-        Reply::Integer(bytes)
-    }
-
-    fn monitor(
-        &self,
-        worker: Ref<'_, Worker>,
-        env: *mut ErlNifEnv,
-        request: u32,
-        number: u64,
-        name: Name,
-    ) -> Result<()> {
-        let Services { replies, monitors, .. } = worker.services();
-        match target(&worker, name, NameKind::Pid)? {
-            Target::Local(word) => match local_pid(env, word) {
-                Some(pid) if !monitors.add(worker, env, replies, request, number, &pid) => {
-                    return Err(Failure::protocol("two monitors have one number"));
-                }
-                Some(_) => {}
-                None => replies.answer(worker, env, request, Reply::No),
-            },
-            Target::Elsewhere => replies.answer(worker, env, request, Reply::No),
-            Target::Stale => replies.answer(worker, env, request, Reply::Refused),
-        }
-        Ok(())
-    }
-
-    // ── What others have to know ─────────────────────────────────────────────────────────────────────────────────
-
-    fn deny(&mut self, function: Function) {
+    pub(super) fn deny(&mut self, function: Function) {
         self.denied[function as usize].get_or_insert(false);
     }
 
@@ -675,144 +387,4 @@ impl Intake {
         };
         self.nudged = sent != 0;
     }
-}
-
-impl Action {
-    fn new(worker: &Worker, request: u32, to: Named, kind: NameKind) -> Result<Self> {
-        Ok(Action {
-            request,
-            kind,
-            target: target(worker, to.0, kind)?,
-        })
-    }
-}
-
-/// A lie, unless the name is merely one that is no more.
-fn fault(error: Unmakeable) -> Failure {
-    Failure::from(DecodeError::Refused(error))
-}
-
-fn target(worker: &Worker, name: Name, kind: NameKind) -> Result<Target> {
-    if name.kind != kind {
-        return Err(Failure::protocol("a name of another kind than the request is for"));
-    }
-    match worker.names().lock().word(name) {
-        Ok(Some(word)) => Ok(Target::Local(word)),
-        Ok(None) => Ok(Target::Elsewhere),
-        Err(Unmakeable::Stale) => Ok(Target::Stale),
-        Err(error) => Err(fault(error)),
-    }
-}
-
-/// `None`: beyond a limit, or with a name that is no more.
-fn readable(decoded: std::result::Result<ErlNifTerm, DecodeError<Unmakeable>>) -> Result<Option<ErlNifTerm>> {
-    match decoded.map_err(Failure::from) {
-        Ok(term) => Ok(Some(term)),
-        Err(lie @ Failure::Protocol { .. }) => Err(lie),
-        Err(_) => Ok(None),
-    }
-}
-
-/// Sends the term, which is of its own environment; that is to be cleared. The term is made in any case, and then not sent: its objects
-/// were counted by the worker.
-fn deliver(
-    worker: &Worker,
-    env: Env<'_>,
-    action: Action,
-    message: *mut ErlNifEnv,
-    term: Option<ErlNifTerm>,
-) -> Reply {
-    let command = action.kind == NameKind::Port;
-    if command && !worker.services().grants.port_command {
-        return Reply::Refused;
-    }
-    let (word, term) = match (action.target, term) {
-        (Target::Local(word), Some(term)) => (word, term),
-        (Target::Elsewhere, Some(_)) => return Reply::No,
-        (Target::Stale, _) | (_, None) => return Reply::Refused,
-    };
-    let raw = env.as_c_arg();
-    // SAFETY: called by a process on a scheduler (a port that is closed ends the VM on a dirty one). The term is of the message's
-    // environment, which nobody else has.
-    let sent = unsafe {
-        if command {
-            local_port(raw, word).is_some_and(|port| enif_port_command(raw, &raw const port, message, term) != 0)
-        } else {
-            local_pid(raw, word).is_some_and(|pid| enif_send(raw, &raw const pid, message, term) != 0)
-        }
-    };
-    yes_or_no(sent)
-}
-
-fn yes_or_no(yes: bool) -> Reply {
-    if yes { Reply::Yes } else { Reply::No }
-}
-
-fn is_alive(worker: &Worker, env: *mut ErlNifEnv, name: Name) -> Result<Reply> {
-    if !matches!(name.kind, NameKind::Pid | NameKind::Port) {
-        return Err(Failure::protocol("only processes and ports live"));
-    }
-    let Target::Local(word) = target(worker, name, name.kind)? else {
-        return Ok(Reply::No);
-    };
-    // SAFETY: called by a process; pid and port are the VM's.
-    let alive = unsafe {
-        if name.kind == NameKind::Pid {
-            local_pid(env, word).is_some_and(|pid| enif_is_process_alive(env, &raw const pid) != 0)
-        } else {
-            local_port(env, word).is_some_and(|mut port| enif_is_port_alive(env, &raw mut port) != 0)
-        }
-    };
-    Ok(yes_or_no(alive))
-}
-
-fn key(worker: &Worker, env: *mut ErlNifEnv, name: Name) -> Result<Reply> {
-    if name.kind == NameKind::Fun {
-        return Err(Failure::protocol("a fun comes with its external format"));
-    }
-    match worker.names().lock().key(env, name) {
-        Ok(key) => Ok(Reply::Key(key.to_vec())),
-        Err(Unmakeable::Stale) => Ok(Reply::No),
-        Err(error) => Err(fault(error)),
-    }
-}
-
-fn keyed(name: Name, key: &[u8]) -> Keyed {
-    Keyed {
-        name: Named(name),
-        key: key.to_vec(),
-    }
-}
-
-fn local_pid(env: *mut ErlNifEnv, word: ErlNifTerm) -> Option<ErlNifPid> {
-    let mut pid = MaybeUninit::uninit();
-    // SAFETY: a local pid is a term of any environment; filled in when the answer is not 0.
-    unsafe { (enif_get_local_pid(env, word, pid.as_mut_ptr()) != 0).then(|| pid.assume_init()) }
-}
-
-fn local_port(env: *mut ErlNifEnv, word: ErlNifTerm) -> Option<ErlNifPort> {
-    let mut port = MaybeUninit::uninit();
-    // SAFETY: as above.
-    unsafe { (enif_get_local_port(env, word, port.as_mut_ptr()) != 0).then(|| port.assume_init()) }
-}
-
-/// The process or port that has the name.
-fn registered(env: *mut ErlNifEnv, kind: NameKind, name: ErlNifTerm) -> Option<ErlNifTerm> {
-    // SAFETY: called by a process, with an atom; filled in when the answer is not 0.
-    unsafe {
-        if kind == NameKind::Pid {
-            let mut pid = MaybeUninit::uninit();
-            (enif_whereis_pid(env, name, pid.as_mut_ptr()) != 0).then(|| saved::pid_word(pid.assume_init()))
-        } else {
-            let mut port = MaybeUninit::<ErlNifPort>::uninit();
-            (enif_whereis_port(env, name, port.as_mut_ptr()) != 0).then(|| port_word(port.assume_init()))
-        }
-    }
-}
-
-/// The port's own word: for a local one it is the whole term.
-fn port_word(port: ErlNifPort) -> ErlNifTerm {
-    const { assert!(size_of::<ErlNifPort>() == size_of::<ErlNifTerm>()) };
-    // SAFETY: the structure's only field, as `enif_make_port` would read it, which is not among the functions of version 2.16.
-    unsafe { std::mem::transmute::<ErlNifPort, ErlNifTerm>(port) }
 }

@@ -1,7 +1,6 @@
 //! `worker_*`: one worker process as the VM holds it. `README.md` has the life of a call.
 
 use super::atom_quota::AtomsAccount;
-use super::call::{go_dirty, go_on, scheduled};
 use super::channel::Channel;
 use super::failure::{Failure, Result, Unmakeable, done, unsent};
 use super::handle::{Handle, Kind, Object, Ref, Watch};
@@ -10,21 +9,22 @@ use super::packets::{self, Received, Sent};
 use super::remote::Releases;
 use super::saved::{Saved, Waiter, self_pid};
 use super::scratch;
-use super::services::{Grants, News, Services, Taken, Whereis};
+use super::services::{Grants, Services};
 use super::waiting::SlotQueue;
+use super::worker_spec::Spec;
 use crate::atoms;
 use crate::reply::{self, map};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use parking_lot::Mutex;
-use rustler::sys::{ErlNifEnv, ErlNifEvent, ErlNifPid, ErlNifTerm, c_int};
+use rustler::sys::{ErlNifEnv, ErlNifEvent, ErlNifPid};
 use rustler::types::atom::Atom;
-use rustler::{Binary, Decoder, Encoder, Env, Error as NifError, NifResult, Term};
+use rustler::{Binary, Encoder, Env, Error as NifError, NifResult, Term};
 use snakepit_shm_core::error::Error;
 use snakepit_shm_core::mapping::Permit;
 use snakepit_shm_core::ring::bell::{self, Listener, Ringer, Wait};
 use snakepit_shm_core::ring::vm::{VmRing, Woken};
-use snakepit_shm_core::ring::{Caller, ExecutorStatus, Plan, WorkerStatus};
+use snakepit_shm_core::ring::{Caller, ExecutorStatus, WorkerStatus};
 use snakepit_wire::control::{self, FromWorker, Function, Load, Loaded, RELEASES, Stage, ToWorker};
 use snakepit_wire::{Limits, Name, NameKind};
 use std::ffi::CStr;
@@ -392,6 +392,21 @@ impl Worker {
         }
     }
 
+    /// Takes what the worker has rung for: callers whose calls are done are told.
+    pub fn hear(&self, env: *mut ErlNifEnv) -> Result<usize> {
+        let rings = match self.bell.with(Listener::silence).ok_or(Error::Closed)?? {
+            Wait::Rung(rings) => rings,
+            Wait::Deadline => 0,
+            Wait::Closed => {
+                self.bell_closed.store(true, Ordering::Relaxed);
+                0
+            }
+        };
+        let woken = self.ring.drain(rings, |woken| self.woken(env, woken))?;
+        self.slot_freed(env);
+        Ok(woken)
+    }
+
     fn send(&self, message: &ToWorker) -> Result<()> {
         let packet = control::encode(message).map_err(unsent)?;
         match packets::post(&self.control, &packet, &[]) {
@@ -431,67 +446,6 @@ impl Worker {
         if let Some(queue) = worker.queue.get() {
             queue.wake_all(raw);
         }
-    }
-}
-
-struct Spec {
-    slots: u32,
-    slot_bytes: u32,
-    spill_bytes: u32,
-    executors: u16,
-    spin_us: u32,
-    atoms: Handle<AtomsAccount>,
-    names: usize,
-    max_words: u64,
-    max_depth: u32,
-}
-
-impl Spec {
-    fn read(spec: Term<'_>) -> NifResult<Self> {
-        use crate::atoms as a;
-        let env = spec.get_env();
-        let get = |key: Atom| spec.map_get(key.to_term(env));
-        fn number<'a, T: Decoder<'a>>(term: NifResult<Term<'a>>) -> NifResult<T> {
-            term?.decode().map_err(|_| NifError::BadArg)
-        }
-        Ok(Spec {
-            slots: number(get(a::slots()))?,
-            slot_bytes: number(get(a::slot_bytes()))?,
-            spill_bytes: number(get(a::spill_bytes()))?,
-            executors: number(get(a::executors()))?,
-            spin_us: number(get(a::spin_us()))?,
-            atoms: Ref::<AtomsAccount>::of(get(a::quota_atoms())?)?.keep(),
-            names: number::<u32>(get(a::names()))? as usize,
-            max_words: number(get(a::max_words()))?,
-            max_depth: number(get(a::max_depth()))?,
-        })
-    }
-
-    fn grants(spec: Term<'_>) -> NifResult<Grants> {
-        let env = spec.get_env();
-        let whereis = spec.map_get(atoms::whereis().to_term(env))?;
-        let port_command = spec.map_get(atoms::port_command().to_term(env))?;
-        Ok(Grants {
-            whereis: if atoms::all() == whereis {
-                Whereis::All
-            } else {
-                Whereis::These(whereis.decode()?)
-            },
-            port_command: port_command.decode()?,
-        })
-    }
-
-    fn plan(&self) -> Result<Plan> {
-        if !(1..=1 << 20).contains(&self.names) {
-            return Err(Error::invalid_spec("names", "must be from 1 to 1048576").into());
-        }
-        Ok(Plan {
-            slots: self.slots,
-            slot_bytes: self.slot_bytes,
-            spill_bytes: self.spill_bytes,
-            executors: u32::from(self.executors),
-            ..Plan::default()
-        })
     }
 }
 
@@ -638,119 +592,6 @@ fn worker_output<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
         Some(Err(Errno::EAGAIN | Errno::EINTR)) => atoms::again().encode(env),
         None | Some(Ok(0) | Err(_)) => atoms::closed().encode(env),
     })
-}
-
-#[rustler::nif]
-fn worker_bell<'a>(env: Env<'a>, worker: Term<'a>, mode: Atom) -> NifResult<Term<'a>> {
-    let object = Ref::<Worker>::of(worker)?;
-    let services = object.services();
-    let serves = mode == atoms::serve();
-    if serves {
-        services.hold(false);
-    } else if mode == atoms::hold() {
-        services.hold(true);
-    } else if mode != atoms::wait() {
-        return Err(NifError::BadArg);
-    }
-    services.replies().flush(object, env.as_c_arg(), self_pid(env));
-    Ok(match hear(env, &object) {
-        Ok(woken) if serves => serve(env, worker, woken.encode(env))?,
-        Ok(woken) => bell_term(env, woken.encode(env), false, &News::none()),
-        Err(failure) => {
-            object.fault();
-            failure.term(env)
-        }
-    })
-}
-
-/// Some of the event queue. `woken` is passed on.
-fn serve<'a>(env: Env<'a>, worker: Term<'a>, woken: Term<'a>) -> NifResult<Term<'a>> {
-    let object = Ref::<Worker>::of(worker)?;
-    Ok(match Services::take_some(object, env) {
-        Ok((Taken::Large, _)) => go_dirty(env, c"worker_bell", bell_dirty, &[worker, woken]),
-        Ok((taken, news)) => bell_term(env, woken, taken == Taken::More, &news),
-        Err(failure) => {
-            object.fault();
-            failure.term(env)
-        }
-    })
-}
-
-fn bell_term<'a>(env: Env<'a>, woken: Term<'a>, more: bool, news: &News) -> Term<'a> {
-    let sent: Vec<_> = news
-        .sent
-        .iter()
-        // SAFETY: local pids are words, and terms of every environment.
-        .map(|(word, messages, bytes)| (unsafe { Term::new(env, *word) }, messages, bytes))
-        .collect();
-    let denied: Vec<_> = news.denied.iter().map(|function| function.name()).collect();
-    (atoms::ok(), woken, more, sent, denied).encode(env)
-}
-
-unsafe extern "C" fn bell_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
-    // SAFETY: called by the VM with worker and number.
-    unsafe {
-        scheduled(env, argv, |env, [worker, woken]: [Term<'_>; 2]| {
-            Services::decode(Ref::of(worker)?);
-            Ok(go_on(env, c"worker_bell", bell_again, &[worker, woken]))
-        })
-    }
-}
-
-unsafe extern "C" fn bell_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
-    // SAFETY: as above.
-    unsafe {
-        scheduled(env, argv, |env, [worker, woken]: [Term<'_>; 2]| {
-            serve(env, worker, woken)
-        })
-    }
-}
-
-fn hear(env: Env<'_>, worker: &Worker) -> Result<usize> {
-    let raw = env.as_c_arg();
-    let rings = match worker.bell.with(Listener::silence).ok_or(Error::Closed)?? {
-        Wait::Rung(rings) => rings,
-        Wait::Deadline => 0,
-        Wait::Closed => {
-            worker.bell_closed.store(true, Ordering::Relaxed);
-            0
-        }
-    };
-    let woken = worker.ring.drain(rings, |woken| worker.woken(raw, woken))?;
-    worker.slot_freed(raw);
-    Ok(woken)
-}
-
-#[rustler::nif]
-fn worker_rest<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
-    rest(env, worker)
-}
-
-fn rest<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
-    let object = Ref::<Worker>::of(worker)?;
-    Ok(match Services::take_rest(object, env) {
-        Ok(Taken::Large) => go_dirty(env, c"worker_rest", rest_dirty, &[worker]),
-        Ok(_) => atoms::ok().encode(env),
-        Err(failure) => {
-            object.fault();
-            failure.term(env)
-        }
-    })
-}
-
-unsafe extern "C" fn rest_dirty(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
-    // SAFETY: called by the VM with the worker.
-    unsafe {
-        scheduled(env, argv, |env, [worker]: [Term<'_>; 1]| {
-            Services::decode(Ref::of(worker)?);
-            Ok(go_on(env, c"worker_rest", rest_again, &[worker]))
-        })
-    }
-}
-
-unsafe extern "C" fn rest_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
-    // SAFETY: as above.
-    unsafe { scheduled(env, argv, |env, [worker]: [Term<'_>; 1]| rest(env, worker)) }
 }
 
 #[rustler::nif]
