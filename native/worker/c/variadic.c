@@ -235,6 +235,21 @@ int enif_snprintf(char *buffer, size_t size, const char *format, ...)
     return needed;
 }
 
+/* Rust's part. */
+extern int snakepit_set_option(env *, int, void (*)(void *));
+
+int enif_set_option(env *e, int option, ...)
+{
+    /* The first has no argument of its own. */
+    if (option == 1)
+        return snakepit_set_option(e, option, NULL);
+    va_list arguments;
+    va_start(arguments, option);
+    void (*callback)(void *) = va_arg(arguments, void (*)(void *));
+    va_end(arguments);
+    return snakepit_set_option(e, option, callback);
+}
+
 void *snakepit_thread_start(void *thread)
 {
     void *argument;

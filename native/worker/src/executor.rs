@@ -22,7 +22,13 @@ pub fn serve(ring: &WorkerRing, index: u16, spin: Duration) {
         match ring.next(index, spin, None) {
             Ok(Next::Job(job)) => executor.run(job),
             Ok(Next::Deadline) => {}
-            Ok(Next::Closed) => return,
+            Ok(Next::Closed) => {
+                // A worker whose VM is gone has no time for that.
+                if ring.stopped() {
+                    host::thread_unloads();
+                }
+                return;
+            }
             Err(error) => {
                 process::complain(format_args!("executor {index} cannot take calls: {error}"));
                 process::leave(exit::INTERNAL);

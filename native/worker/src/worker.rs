@@ -88,6 +88,9 @@ fn serve(vm: &'static Packets) -> Result<(), Leave> {
     for other in others {
         other.join();
     }
+    if ring.stopped() {
+        host::unload();
+    }
     process::flush_output();
     Ok(())
 }

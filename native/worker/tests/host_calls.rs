@@ -231,12 +231,43 @@ fn threads_and_clocks_work() {
 #[test]
 fn what_is_not_there_names_itself() {
     let mut library = library();
-    let answer = library.call("to_binary", &[pid(1, 1)]);
+    let answer = library.call("resource_phash2", &[]);
     let Answer::Other(Outcome::NotImplemented(symbol)) = answer else {
         panic!("{answer:?}")
     };
-    assert!(symbol.starts_with("enif_term_to_binary"), "{symbol}");
+    assert!(symbol.starts_with("enif_hash"), "{symbol}");
     assert_eq!(library.value("add", &[int(1), int(2)]), int(3));
+}
+
+#[test]
+fn functions_know_what_they_are_for() {
+    let mut library = library();
+    for (function, arguments, kind) in [
+        ("thread_type", vec![], 1),
+        ("dirty_cpu", vec![], 2),
+        ("dirty_io", vec![], 3),
+        ("thread_type_of", vec![int(0)], 1),
+        ("thread_type_of", vec![int(1)], 2),
+        ("thread_type_of", vec![int(2)], 3),
+        ("thread_type", vec![], 1),
+    ] {
+        assert_eq!(library.value(function, &arguments), int(kind), "{function}");
+    }
+}
+
+#[test]
+fn options_are_for_the_load_callback() {
+    assert_eq!(library().value("options", &[]), int(libc::EINVAL.into()));
+}
+
+#[test]
+fn atoms_have_places_in_a_cache() {
+    let mut library = library();
+    let place = library.value("cache_index", &[atom("ok")]);
+    assert!(matches!(place, Value::Integer(_)), "{place:?}");
+    assert_eq!(library.value("cache_index", &[atom("ok")]), place);
+    assert_ne!(library.value("cache_index", &[atom("error")]), place);
+    assert_eq!(library.value("cache_index", &[int(1)]), atom("no"));
 }
 
 #[test]

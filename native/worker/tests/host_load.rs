@@ -169,10 +169,15 @@ fn a_load_callback_that_refuses() {
 #[test]
 fn a_load_callback_that_needs_what_is_not_there() {
     let code = "#include <erl_nif.h>\n\
-        extern int enif_get_atom_cache_index(ErlNifEnv *, ERL_NIF_TERM, unsigned *);\n\
-        static int load(ErlNifEnv *e, void **p, ERL_NIF_TERM i) { unsigned n; return !enif_get_atom_cache_index(e, i, &n); }\n\
+        static int load(ErlNifEnv *e, void **p, ERL_NIF_TERM i) { ErlNifResourceType *t = \
+            enif_open_resource_type(e, 0, \"t\", 0, ERL_NIF_RT_CREATE, 0); ErlNifBinary b; \
+            return !enif_term_to_binary(e, enif_make_resource(e, enif_alloc_resource(t, 1)), &b); }\n\
         static ErlNifFunc functions[] = {};\nERL_NIF_INIT(m, functions, load, NULL, NULL, NULL)\n";
-    fails(&library("needs", code), "LoadCallback 1", "enif_get_atom_cache_index");
+    fails(
+        &library("needs", code),
+        "LoadCallback 1",
+        "enif_term_to_binary of a resource",
+    );
 }
 
 /// The struct of a function had no flags before 2.7, and that of the library no variant before 2.1.
@@ -204,14 +209,33 @@ fn libraries_of_old_versions() {
 #[test]
 fn what_is_imported_and_missing_is_told() {
     let code = "#include <erl_nif.h>\n\
-        extern int enif_get_atom_cache_index(ErlNifEnv *, ERL_NIF_TERM, unsigned *);\n\
-        static ERL_NIF_TERM f(ErlNifEnv *e, int c, const ERL_NIF_TERM a[]) { unsigned n; enif_get_atom_cache_index(e, 0, &n); return 0; }\n\
+        __attribute__((weak)) extern int enif_of_tomorrow(void);\n\
+        static ERL_NIF_TERM f(ErlNifEnv *e, int c, const ERL_NIF_TERM a[]) \
+            { return enif_make_int(e, enif_of_tomorrow ? enif_of_tomorrow() : 7); }\n\
         static ErlNifFunc functions[] = {{\"f\", 0, f, ERL_NIF_DIRTY_JOB_CPU_BOUND}};\n\
         ERL_NIF_INIT(m, functions, NULL, NULL, NULL, NULL)\n";
     let told = loading(&library("missing", code));
-    assert_eq!(told[0], "LOADED m 2.16 [\"enif_get_atom_cache_index\"]");
-    assert_eq!(
-        told[1],
-        "CALLED f/0 1 Other(NotImplemented(\"enif_get_atom_cache_index\"))"
-    );
+    assert_eq!(told[0], "LOADED m 2.16 [\"enif_of_tomorrow\"]");
+    assert_eq!(told[1], "CALLED f/0 1 Integer(7)");
+}
+
+/// As in the VM, whose executable has zlib and the names of system errors.
+#[test]
+fn libraries_find_what_they_take_from_the_executable() {
+    let code = "#include <erl_nif.h>\n#include <string.h>\n#include <errno.h>\n\
+        extern int compress(unsigned char *, unsigned long *, const unsigned char *, unsigned long);\n\
+        extern int uncompress(unsigned char *, unsigned long *, const unsigned char *, unsigned long);\n\
+        extern unsigned long crc32(unsigned long, const unsigned char *, unsigned);\n\
+        extern char *erl_errno_id(int);\n\
+        static ERL_NIF_TERM f(ErlNifEnv *e, int c, const ERL_NIF_TERM a[]) {\n\
+            unsigned char small[100], large[100]; unsigned long packed = 100, length = 100;\n\
+            int done = !compress(small, &packed, (void *)\"again and again and again\", 25) &&\n\
+                !uncompress(large, &length, small, packed);\n\
+            return enif_make_tuple4(e, enif_make_int(e, done && length == 25 && !memcmp(large, \"again and\", 9)),\n\
+                enif_make_ulong(e, crc32(0, (void *)\"123456789\", 9)),\n\
+                enif_make_atom(e, erl_errno_id(ENOENT)), enif_make_atom(e, erl_errno_id(-5))); }\n\
+        static ErlNifFunc functions[] = {{\"f\", 0, f}};\nERL_NIF_INIT(m, functions, NULL, NULL, NULL, NULL)\n";
+    let told = loading(&library("executable", code));
+    let expected = "CALLED f/0 0 Tuple([Integer(1), Integer(3421780262), Atom(\"enoent\"), Atom(\"unknown\")])";
+    assert_eq!(told[1], expected);
 }

@@ -8,10 +8,18 @@
 
 mod hosted;
 
-use hosted::{atom, binary, int};
+use hosted::{Library, atom, binary, int};
+use snakepit_wire::NameKind;
 use snakepit_wire::reference::Value;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+fn library() -> MutexGuard<'static, Library> {
+    static LIBRARY: LazyLock<Mutex<Library>> =
+        LazyLock::new(|| Mutex::new(hosted::load(&hosted::compile("terms"), &int(1)).unwrap()));
+    LIBRARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Terms of all kinds that the VM can make from bytes, near each other's edges.
 fn terms() -> Vec<Value> {
@@ -121,7 +129,7 @@ fn hash_values_and_order_are_the_vms() {
     let terms = terms();
     let Some(lines) = vm(&terms) else { return };
     assert_eq!(lines.len(), 2 * terms.len());
-    let mut library = hosted::load(&hosted::compile("terms"), &int(1)).unwrap();
+    let mut library = library();
     for (term, expected) in terms.iter().zip(&lines) {
         let hash = library.value("phash2", std::slice::from_ref(term));
         assert_eq!(hash, int(expected.parse().unwrap()), "{term:?}");
@@ -137,6 +145,74 @@ fn hash_values_and_order_are_the_vms() {
                 _ => 1,
             };
             assert_eq!(told[0], int(order), "{one:?} and {other:?}");
+        }
+    }
+}
+
+/// Funs, references and compressed terms, with what the VM says of each: `phash2`, flat size, bytes.
+fn vms_own() -> Option<Vec<(u64, u64, Vec<u8>)>> {
+    const PROGRAM: &str = r#"
+        X = {make_ref, [1, 2.5, <<"bytes">>]}, Y = 1 bsl 70,
+        Terms = [fun lists:map/2, fun erlang:'+'/2, fun() -> ok end, fun(A) -> {A, X, Y} end, make_ref(),
+                 lists:duplicate(500, <<"again">>), #{a => [1, 2, 3]}, {1 bsl 59, -(1 bsl 59), -(1 bsl 59) - 1}, {{}, #{}, []},
+                 <<0:7>>, <<1, 2, 3>>, {1 bsl 200, 1.5, "text"}],
+        [io:format("~w ~w ~s~n", [erlang:phash2(T), erts_debug:flat_size(binary_to_term(term_to_binary(T))),
+                                  binary:encode_hex(term_to_binary(T, if is_list(T) -> [compressed]; true -> [] end))])
+         || T <- Terms],
+        halt()."#;
+    let erl = Command::new("erl")
+        .args(["-noinput", "-noshell", "-eval", PROGRAM])
+        .output()
+        .ok()?;
+    assert!(erl.status.success(), "{}", String::from_utf8_lossy(&erl.stdout));
+    let line = |line: &str| {
+        let parts: Vec<&str> = line.split(' ').collect();
+        let bytes = parts[2].as_bytes().chunks(2);
+        let hex = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+        (
+            parts[0].parse().unwrap(),
+            parts[1].parse().unwrap(),
+            bytes.map(hex).collect(),
+        )
+    };
+    Some(String::from_utf8(erl.stdout).unwrap().lines().map(line).collect())
+}
+
+#[test]
+fn what_only_the_vm_makes_is_understood() {
+    let Some(lines) = vms_own() else { return };
+    assert_eq!(lines.len(), 12);
+    let mut library = library();
+    for (hash, size, bytes) in lines {
+        let kind = match bytes[1] {
+            112 | 113 => Some(NameKind::Fun),
+            90 => Some(NameKind::Reference),
+            _ => None,
+        };
+        let term = match kind {
+            Some(kind) => hosted::name(kind, 1, &bytes[1..]),
+            None => {
+                let Value::Tuple(read) = library.value("from_binary", &[binary(&bytes), int(0)]) else {
+                    panic!()
+                };
+                assert_eq!(read[0], int(bytes.len() as i64));
+                read[1].clone()
+            }
+        };
+        assert_eq!(
+            library.value("phash2", std::slice::from_ref(&term)),
+            int(hash as i64),
+            "{term:?}"
+        );
+        if kind != Some(NameKind::Fun) {
+            assert_eq!(
+                library.value("size", std::slice::from_ref(&term)),
+                int(size as i64 * 8),
+                "{term:?}"
+            );
+        }
+        if kind.is_some() {
+            assert_eq!(library.value("to_binary", &[term]), binary(bytes));
         }
     }
 }

@@ -8,7 +8,8 @@
 
 mod hosted;
 
-use hosted::{Answer, Library, atom, big, binary, int, name, pid, reference, samples, text};
+use hosted::{Answer, Library, atom, big, binary, int, name, pid, pid_key, reference, samples, text};
+use snakepit_host::host::Outcome;
 use snakepit_wire::NameKind;
 use snakepit_wire::reference::Value;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -336,6 +337,55 @@ fn the_external_format_goes_both_ways() {
         library.value("from_binary", &[binary(string), int(0)]),
         Value::tuple([int(6), list])
     );
+}
+
+#[test]
+fn names_have_the_bytes_that_they_came_with() {
+    let mut library = library();
+    let port = {
+        let mut key = vec![89, 119, 13];
+        key.extend_from_slice(b"nonode@nohost");
+        key.extend_from_slice(&[0, 0, 0, 7, 0, 0, 0, 0]);
+        name(NameKind::Port, 3, &key)
+    };
+    let names = [pid(40, 40), port, reference(41, [1, 2, 3])];
+    let term = Value::tuple([
+        Value::list(names.clone()),
+        Value::map([(names[0].clone(), names[2].clone())]),
+        binary([131, 1]),
+    ]);
+    let Value::Binary(bytes) = library.value("to_binary", std::slice::from_ref(&term)) else {
+        panic!()
+    };
+    for name in &names {
+        let Value::Name { key, .. } = name else { panic!() };
+        assert!(bytes.windows(key.len()).any(|part| part == key), "{name:?}");
+    }
+    // As they came, without keys.
+    let back = library.value("from_binary_with", &[binary(&bytes), term.clone()]);
+    assert_eq!(back, library.value("echo", &[term]));
+    // A pid is known for good, a reference as long as somebody holds it.
+    let external = |key: &[u8]| binary([&[131], key].concat());
+    let Value::Tuple(read) = library.value("from_binary", &[external(&pid_key(40)), int(0)]) else {
+        panic!()
+    };
+    assert_eq!(read[1], library.value("echo", &[pid(40, 40)]));
+    let Value::Name { key, .. } = &names[2] else { panic!() };
+    for unknown in [external(key), external(&pid_key(41))] {
+        let answer = library.call("from_binary", &[unknown, int(0)]);
+        assert!(
+            matches!(answer, Answer::Other(Outcome::NotImplemented(_))),
+            "{answer:?}"
+        );
+    }
+    library.value("keep", &[names[2].clone()]);
+    let Value::Tuple(read) = library.value("from_binary", &[external(key), int(0)]) else {
+        panic!()
+    };
+    assert_eq!(read[1], library.value("echo", &[names[2].clone()]));
+    // Cut off in the middle of a name.
+    let cut = binary(&bytes[..40]);
+    assert_eq!(library.value("from_binary", &[cut, int(0)]), atom("no"));
 }
 
 #[test]

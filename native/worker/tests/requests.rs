@@ -289,6 +289,18 @@ fn who_waits_for_an_answer_stops_waiting_when_the_worker_is_stopped() {
 }
 
 #[test]
+fn a_library_is_unloaded_when_its_worker_is_stopped() {
+    let warden = Warden::start();
+    let mut worker = warden.worker();
+    worker.load(&hosted("requests"), 3);
+    worker.say(&ToWorker::Stop);
+    let printed = worker.printed(|text| text.contains("unloaded"));
+    let expected = ["thread gone with its data\n"; 3].concat() + "unloaded with its data\n";
+    assert_eq!(printed, expected);
+    assert_eq!(warden.ended(&worker), snakepit_wire::control::Status::Exit(0));
+}
+
+#[test]
 fn a_queue_that_nobody_takes_from_is_waited_for_until_the_worker_is_stopped() {
     let warden = Warden::start();
     let worker = serving(&warden);

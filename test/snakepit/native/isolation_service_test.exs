@@ -86,6 +86,15 @@ defmodule Snakepit.Native.IsolationServiceTest do
     end
   end
 
+  # All that have come, taken: of itself a process is told only of those that it has looked at.
+  defp messages(taken \\ []) do
+    receive do
+      message -> messages([message | taken])
+    after
+      0 -> Enum.reverse(taken)
+    end
+  end
+
   defp no_messages, do: refute_receive(_, 20)
 
   # ── Tests ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,7 +208,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
     test "waits until that was served", %{pool: pool} do
       assert {:ok, 3} = queue(pool, message(:before), 3)
       assert {:ok, 42} = settled(answer_queued(pool, <<97, 42>>))
-      assert {:messages, [:before, :before, :before]} = Process.info(self(), :messages)
+      assert messages() == [:before, :before, :before]
     end
 
     test "also in a batch, and in one that is given up", %{pool: pool, worker: worker} do
@@ -207,8 +216,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
       value = <<97, 42>>
       arguments = [value, @queued, 2, 0, 100]
       assert [{:ok, 42}] = finish(Native.call_many(pool, :answer, [arguments]))
-      assert {:messages, [:before]} = Process.info(self(), :messages)
-      assert :before = next()
+      assert messages() == [:before]
       eventually(fn -> not Enum.any?(Native.worker_status(worker).executors) end)
 
       assert {:ok, 1} = queue(pool, message(:again))
@@ -219,7 +227,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
       eventually(fn -> Enum.any?(Native.worker_status(worker).executors) end)
       Process.sleep(50)
       assert {[{:ok, 42}], [], false} = Native.batch_cancel(batch)
-      assert {:messages, [:again]} = Process.info(self(), :messages)
+      assert messages() == [:again]
     end
 
     test "with a large message", %{pool: pool, worker: worker} do
@@ -236,7 +244,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
       assert {:ok, 1} = queue(pool, request(:Send, [0, @me, 3, {:bin, last}]))
       assert {:ok, 1} = queue(pool, message(:after_it))
       assert {:ok, 42} = settled(answer_queued(pool, <<97, 42>>))
-      assert {:messages, [^term, :after_it]} = Process.info(self(), :messages)
+      assert messages() == [term, :after_it]
     end
 
     test "goes ahead while a mailbox is full", %{pool: pool, worker: worker} do
@@ -267,9 +275,9 @@ defmodule Snakepit.Native.IsolationServiceTest do
     assert [{^me, messages, bytes}] = first_sent(worker)
     assert messages >= 1_000 and messages < 1_100
     assert bytes == 2 * messages
-    assert {:message_queue_len, ^messages} = Process.info(self(), :message_queue_len)
+    assert length(messages()) == messages
     serve_all(worker)
-    assert {:message_queue_len, ^put} = Process.info(self(), :message_queue_len)
+    assert length(messages()) == put - messages
   end
 
   defp first_sent(worker) do
@@ -317,7 +325,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
     slay(warden, 1)
     assert :ok = Native.worker_rest(worker)
     assert :ok = Native.worker_close(worker, {:crashed, %{}})
-    assert {:message_queue_len, 50} = Process.info(self(), :message_queue_len)
+    assert messages() == List.duplicate(:last_words, 50)
     assert :ok = Native.worker_rest(worker)
   end
 

@@ -10,6 +10,7 @@ pub const MAJOR: c_int = 2;
 pub const MINOR: c_int = 18;
 
 type Load = unsafe extern "C" fn(*mut Env, *mut *mut c_void, Term) -> c_int;
+pub type Unload = unsafe extern "C" fn(*mut Env, *mut c_void);
 
 /// As of 2.0. Later fields (`vm_variant` from 2.1, `options` from 2.7, the size of the resource type's callbacks from
 /// 2.12, `min_erts` from 2.14) lie behind these.
@@ -24,7 +25,7 @@ struct Raw {
     load: Option<Load>,
     reload: *const c_void,
     upgrade: *const c_void,
-    unload: *const c_void,
+    unload: Option<Unload>,
     vm_variant: *const c_char,
 }
 
@@ -49,6 +50,7 @@ pub struct Entry {
     pub module: String,
     pub minor: u8,
     pub load: Option<Load>,
+    pub unload: Option<Unload>,
     pub functions: Vec<(Function, Nif)>,
 }
 
@@ -104,6 +106,7 @@ impl Entry {
             module,
             minor: minor as u8,
             load: raw.load,
+            unload: raw.unload,
             functions,
         })
     }

@@ -5,8 +5,9 @@
 
 use super::buffer::Buffer;
 use super::held;
+use super::known::Sought;
 use super::resource::{self, Object};
-use super::term::Term;
+use super::term::{Handle, Term};
 use snakepit_wire::Name;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ffi::c_int;
@@ -19,6 +20,7 @@ pub type Nif = unsafe extern "C" fn(*mut Env, c_int, *const Term) -> Term;
 #[derive(Debug)]
 pub struct Scheduled {
     pub function: Nif,
+    pub flags: u32,
     pub arguments: Vec<Term>,
 }
 
@@ -54,6 +56,8 @@ pub struct Env {
     objects: Vec<*mut Object>,
     /// References and funs that the VM keeps for this env.
     names: Vec<Name>,
+    /// References and funs that lie in the arena.
+    handles: Vec<*const Handle>,
     pub exception: Option<Term>,
     pub scheduled: Option<Scheduled>,
     /// The calling process, as a word; THE_NON_VALUE when there is none.
@@ -70,6 +74,7 @@ impl Env {
             buffers: Vec::new(),
             objects: Vec::new(),
             names: Vec::new(),
+            handles: Vec::new(),
             exception: None,
             scheduled: None,
             caller: Term::NON_VALUE,
@@ -133,11 +138,24 @@ impl Env {
 
     /// Has the VM keep a name until the env is cleared, if it outlives the call that has brought it.
     #[inline]
-    pub fn hold_name(&mut self, name: Name) {
+    pub fn hold_name(&mut self, name: Name, key: &[u8]) {
         if self.kind == Kind::Independent {
-            held::hold(name);
+            held::hold(name, key);
             self.names.push(name);
         }
+    }
+
+    /// A reference or fun was placed in the arena.
+    pub fn has_handle(&mut self, handle: *const Handle) {
+        self.handles.push(handle);
+    }
+
+    /// A reference or fun of this env.
+    pub fn find_name(&self, sought: &Sought<'_>) -> Option<Name> {
+        // SAFETY: the arena is cleared together with this list.
+        let mut handles = self.handles.iter().map(|handle| unsafe { &**handle });
+        let found = handles.find(|handle| sought.is(handle.name().kind, handle.key()));
+        found.map(Handle::name)
     }
 
     /// Holds a new reference until the env is cleared: takes over the holder that it was made with.
@@ -160,6 +178,7 @@ impl Env {
     pub fn clear(&mut self) {
         self.exception = None;
         self.scheduled = None;
+        self.handles.clear();
         if !self.buffers.is_empty() || !self.objects.is_empty() || !self.names.is_empty() {
             self.let_go();
         }

@@ -7,6 +7,7 @@ use super::missing;
 use super::term::Term;
 use super::wire::{Answers, Arguments, Refusal};
 use snakepit_wire::{Decoder, EncodeError, EncoderOf, Limits, Name, Sink, SliceSource};
+use std::cell::Cell;
 use std::ffi::c_int;
 use std::sync::OnceLock;
 
@@ -28,6 +29,16 @@ pub struct Call<'a> {
     pub arity: u32,
     pub arguments: &'a [u8],
     pub caller: Name,
+}
+
+thread_local! {
+    /// Of the function that runs in this thread.
+    static FLAGS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The dirty flags of the function that runs in this thread; 0 for none.
+pub fn dirty_flags() -> u32 {
+    FLAGS.get()
 }
 
 static LIMITS: OnceLock<Limits> = OnceLock::new();
@@ -119,8 +130,9 @@ impl Executor {
                 Err(error) => return Outcome::BadArguments(error.to_string()),
             }
         };
+        FLAGS.set(function.flags);
         // SAFETY: the function is one of the library's table, of this arity; the arguments are terms of this env.
-        let mut result = unsafe { function(self.env, call.arity as c_int, arguments.as_ptr()) };
+        let mut result = unsafe { (function.nif)(self.env, call.arity as c_int, arguments.as_ptr()) };
         loop {
             // SAFETY: the library function has returned.
             let env = unsafe { &mut *self.env };
@@ -136,6 +148,7 @@ impl Executor {
             let Some(next) = env.scheduled.take() else {
                 return Outcome::NotEncodable("the function returned no term and raised nothing".to_owned());
             };
+            FLAGS.set(next.flags);
             // SAFETY: the library asked for this function with these arguments, and they are terms of this env. The
             // vector lives until the function has returned.
             result = unsafe { (next.function)(self.env, next.arguments.len() as c_int, next.arguments.as_ptr()) };

@@ -151,7 +151,7 @@ impl Env {
 
     /// A reference or a fun.
     pub fn handle(&mut self, name: Name, key: &[u8]) -> Term {
-        self.hold_name(name);
+        self.hold_name(name, key);
         self.place_handle(name, key)
     }
 
@@ -175,6 +175,7 @@ impl Env {
             place.cast::<Handle>().write(handle);
             ptr::copy_nonoverlapping(key.as_ptr(), place.add(words::<Handle>()).cast(), key.len());
         }
+        self.has_handle(place.cast());
         Term::boxed(place)
     }
 

@@ -4,6 +4,7 @@
 //! is told to keep it when the first such copy is made, and to drop it when the last one is gone. A reference that the
 //! library makes is kept from the beginning. They are made ahead, some at a time, and dropped some at a time.
 
+use super::known::Sought;
 use super::service;
 use snakepit_wire::service::{Keyed, NAMES, Named, Reply, Request};
 use snakepit_wire::{Name, NameKind};
@@ -15,8 +16,9 @@ const STOCK: u32 = 32;
 /// Made references that nobody needs any more are told at the latest when there are so many.
 const DONE: usize = 64;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Holders {
+    key: Box<[u8]>,
     count: usize,
     /// Made here, and not kept by a request.
     made: bool,
@@ -39,16 +41,29 @@ fn held() -> MutexGuard<'static, Option<Held>> {
 }
 
 /// One holder more.
-pub fn hold(name: Name) {
+pub fn hold(name: Name, key: &[u8]) {
     let mut held = held();
     let names = &mut held.get_or_insert_default().names;
-    let holders = names.entry(name).or_insert(Holders { count: 0, made: false });
+    let holders = names.entry(name).or_insert_with(|| Holders {
+        key: key.into(),
+        count: 0,
+        made: false,
+    });
     holders.count += 1;
     if holders.count == 1 {
         service::tell(&Request::Keep {
             names: vec![Named(name)],
         });
     }
+}
+
+/// A name that is held.
+pub fn find(sought: &Sought<'_>) -> Option<Name> {
+    let held = held();
+    let mut names = held.as_ref()?.names.iter();
+    names
+        .find(|(name, holders)| sought.is(name.kind, &holders.key))
+        .map(|(name, _)| *name)
 }
 
 /// One holder less, of each.
@@ -90,7 +105,11 @@ pub fn make() -> Option<Keyed> {
         let held = held.get_or_insert_default();
         held.stock.extend(made.into_iter().flatten());
         let keyed = held.stock.pop()?;
-        let holders = Holders { count: 1, made: true };
+        let holders = Holders {
+            key: keyed.key.clone().into(),
+            count: 1,
+            made: true,
+        };
         held.names.insert(keyed.name.0, holders);
         Some(keyed)
     };

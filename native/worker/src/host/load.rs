@@ -1,9 +1,10 @@
 //! Loading the library of this process, as `erlang:load_nif/2` does.
 
 use super::elf;
-use super::entry::{Entry, MAJOR};
+use super::entry::{Entry, MAJOR, Unload};
 use super::env::{Env, Nif};
 use super::missing;
+use super::option;
 use super::symbols;
 use super::wire::Arguments;
 use snakepit_wire::control::{Failed, Loaded, Stage};
@@ -15,16 +16,26 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// Functions of the library with their arities, in the order of its table.
-static FUNCTIONS: OnceLock<Vec<(Nif, u32)>> = OnceLock::new();
+/// A function of the library.
+#[derive(Debug, Clone, Copy)]
+pub struct Function {
+    pub nif: Nif,
+    pub arity: u32,
+    /// `ERL_NIF_DIRTY_JOB_CPU_BOUND`, `ERL_NIF_DIRTY_JOB_IO_BOUND`, or 0.
+    pub flags: u32,
+}
+
+/// In the order of the library's table.
+static FUNCTIONS: OnceLock<Vec<Function>> = OnceLock::new();
+static UNLOAD: OnceLock<Option<Unload>> = OnceLock::new();
 static MODULE: OnceLock<String> = OnceLock::new();
 static PRIVATE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
 /// The function at a position of the table, if it has this arity.
 #[inline]
-pub fn function(position: u32, arity: u32) -> Option<Nif> {
-    let (function, has) = FUNCTIONS.get()?.get(position as usize)?;
-    (*has == arity).then_some(*function)
+pub fn function(position: u32, arity: u32) -> Option<Function> {
+    let function = FUNCTIONS.get()?.get(position as usize)?;
+    (function.arity == arity).then_some(*function)
 }
 
 /// The library's module; empty before it is known.
@@ -75,11 +86,12 @@ pub fn load(path: &Path, load_info: &[u8]) -> Result<Loaded, Failed> {
         .functions
         .into_iter()
         .map(|(function, nif)| {
-            let arity = function.arity;
-            (function, (nif, arity))
+            let (arity, flags) = (function.arity, function.flags);
+            (function, Function { nif, arity, flags })
         })
         .unzip();
     drop(FUNCTIONS.set(table));
+    let _ = UNLOAD.set(entry.unload);
     let missing = imported
         .into_iter()
         .filter(|symbol| !symbols::implemented(symbol))
@@ -134,6 +146,15 @@ fn open(file: Vec<u8>) -> Result<*mut c_void, Failed> {
     Err(failed(stage, 0, message))
 }
 
+/// Runs the unload callback, when nothing of the library runs any more: at the end of a worker that is told to stop.
+pub fn unload() {
+    if let Some(Some(callback)) = UNLOAD.get() {
+        let mut env = Env::callback();
+        // SAFETY: the library's own callback, with an env and its data.
+        unsafe { callback(&raw mut *env, private()) };
+    }
+}
+
 /// Runs the load callback.
 fn start(entry: &Entry, load_info: &[u8]) -> Result<(), Failed> {
     let mut env = Env::callback();
@@ -143,9 +164,11 @@ fn start(entry: &Entry, load_info: &[u8]) -> Result<(), Failed> {
         .map_err(|error| failed(Stage::LoadInfo, 0, error.to_string()))?;
     let Some(callback) = entry.load else { return Ok(()) };
     missing::taken();
+    option::loading(true);
     // Its place for data is the one that `enif_priv_data` reads: libraries ask for what they have just put there.
     // SAFETY: the library's own callback, with an env, a place for its data and a term of the env.
     let code = unsafe { callback(&raw mut *env, PRIVATE.as_ptr(), info) };
+    option::loading(false);
     match (missing::taken(), code) {
         (_, 0) => Ok(()),
         (Some(symbol), code) => {

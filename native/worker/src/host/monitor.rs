@@ -172,7 +172,7 @@ pub fn down(number: u64) {
     let object = entry.object;
     // SAFETY: a reference is held. Only objects of a type with this callback have monitors.
     unsafe {
-        if let Some(callback) = (*resource::kind(object)).callbacks.down {
+        if let Some(callback) = (*resource::kind(object)).callbacks().down {
             let mut env = Env::callback();
             let mut process = entry.process;
             let mut monitor = Monitor::new(number);

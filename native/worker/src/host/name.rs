@@ -3,6 +3,7 @@
 //! A pid is a word, so that `ErlNifPid` can be copied with `memcpy`; its key, by which it is ordered and printed, is kept
 //! here. References and funs carry theirs. The VM's table is bounded, and so is this one: an index has one entry.
 
+use super::known::Sought;
 use super::service;
 use snakepit_wire::service::{Named, Reply, Request};
 use snakepit_wire::{Name, NameKind};
@@ -51,6 +52,19 @@ pub fn key(name: Name) -> Option<Box<[u8]>> {
         let Some(Reply::Key(key)) = reply else { return None };
         learn(name, &key);
         Some(key.into())
+    })
+}
+
+/// A pid or port with this key.
+pub fn find(sought: &Sought<'_>) -> Option<Name> {
+    let keys = KEYS.read().unwrap_or_else(PoisonError::into_inner);
+    keys.as_ref()?.iter().find_map(|((kind, index), entry)| {
+        let kind = NameKind::from_byte(*kind)?;
+        sought.is(kind, &entry.key).then_some(Name {
+            kind,
+            index: *index,
+            generation: entry.generation,
+        })
     })
 }
 
@@ -107,7 +121,7 @@ pub fn identity(kind: NameKind, key: &[u8]) -> Option<Identity> {
     })
 }
 
-fn number(rest: &mut &[u8], bytes: usize) -> Option<u64> {
+pub fn number(rest: &mut &[u8], bytes: usize) -> Option<u64> {
     let (taken, left) = rest.split_at_checked(bytes)?;
     *rest = left;
     Some(taken.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))

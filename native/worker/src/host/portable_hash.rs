@@ -3,6 +3,9 @@
 //! Bob Jenkins' hash of 1996, as the VM feeds it (`make_hash2` of OTP's utils.c): the value so far goes into the next step.
 
 use super::atom;
+use super::env::Env;
+use super::external;
+use super::fun::Fun;
 use super::map;
 use super::name::{self, identity};
 use super::term::{Bits, Shape, Term};
@@ -26,6 +29,7 @@ const NEGATIVE: u32 = constant(10);
 const POSITIVE: u32 = constant(11);
 const FLOAT: u32 = constant(12);
 const BINARY: u32 = constant(13);
+const FUNCTION: u32 = constant(14);
 const LAST_BITS: u32 = constant(15);
 const MAP: u32 = constant(16);
 const PAIRS: u32 = constant(19);
@@ -67,10 +71,12 @@ enum Step {
     MapEnd(u32, u32),
 }
 
-/// The hash; `None` for a term with a fun, a resource or a name without a key in it.
+/// The hash; `None` for a term with a resource in it, or a name whose key is not known or has names that are not.
 pub fn of(term: Term) -> Option<u32> {
     let mut steps = vec![Step::Term(term)];
     let (mut hash, mut pairs) = (0, 0);
+    // Where the terms are that funs close over.
+    let mut scratch = Vec::new();
     while let Some(step) = steps.pop() {
         match step {
             Step::Pair => {
@@ -81,14 +87,14 @@ pub fn of(term: Term) -> Option<u32> {
                 hash = one(before, pairs, PAIRS);
                 pairs = pairs_before;
             }
-            Step::Term(term) => hash = enter(term, hash, &mut pairs, &mut steps)?,
+            Step::Term(term) => hash = enter(term, hash, &mut pairs, &mut steps, &mut scratch)?,
         }
     }
     Some(hash & ((1 << 27) - 1))
 }
 
 /// The hash with what the term is by itself; its parts become steps.
-fn enter(term: Term, hash: u32, pairs: &mut u32, steps: &mut Vec<Step>) -> Option<u32> {
+fn enter(term: Term, hash: u32, pairs: &mut u32, steps: &mut Vec<Step>, scratch: &mut Vec<Env>) -> Option<u32> {
     Some(match term.shape() {
         Shape::Invalid | Shape::Resource(_) => return None,
         Shape::Small(value) => small(hash, value),
@@ -111,6 +117,10 @@ fn enter(term: Term, hash: u32, pairs: &mut u32, steps: &mut Vec<Step>) -> Optio
             one(hash, elements.len() as u32, TUPLE)
         }
         Shape::Bits(bits) => of_bits(bits, hash),
+        Shape::Name(name) if name.kind == NameKind::Fun => {
+            let key = term.as_handle()?.key();
+            of_fun(&Fun::parse(key)?, hash, steps, scratch)?
+        }
         Shape::Name(name) => {
             let key = match term.as_handle() {
                 Some(handle) => identity(name.kind, handle.key()),
@@ -137,6 +147,42 @@ fn enter(term: Term, hash: u32, pairs: &mut u32, steps: &mut Vec<Step>) -> Optio
             0
         }
     })
+}
+
+/// What the fun closes over becomes steps.
+fn of_fun(fun: &Fun<'_>, hash: u32, steps: &mut Vec<Step>, scratch: &mut Vec<Env>) -> Option<u32> {
+    match fun {
+        Fun::External {
+            module,
+            function,
+            arity,
+        } => {
+            let hash = two(hash, *arity, of_atom(module), GOLDEN);
+            Some(one(hash, of_atom(function), FUNCTION))
+        }
+        Fun::Local {
+            module,
+            index,
+            old_unique,
+            free,
+            environment,
+        } => {
+            let hash = two(hash, *free, of_atom(module), GOLDEN);
+            let hash = two(hash, *index, *old_unique, GOLDEN);
+            let mut env = Env::callback();
+            let mut terms = Vec::new();
+            let mut rest = *environment;
+            for _ in 0..*free {
+                let (term, taken) = external::decode_plain(&mut env, rest).ok()?;
+                terms.push(Step::Term(term));
+                rest = rest.get(taken..)?;
+            }
+            // Its terms stay where they are.
+            scratch.push(*env);
+            steps.extend(terms.into_iter().rev());
+            Some(hash)
+        }
+    }
 }
 
 /// Of 28 bits, or of up to 60.

@@ -11,7 +11,7 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 pub type Destructor = unsafe extern "C" fn(*mut Env, *mut c_void);
@@ -33,7 +33,15 @@ pub struct Callbacks {
 pub struct Type {
     pub module: Term,
     pub name: Term,
-    pub callbacks: Callbacks,
+    callbacks: AtomicPtr<Callbacks>,
+}
+
+impl Type {
+    #[inline]
+    pub fn callbacks(&self) -> &'static Callbacks {
+        // SAFETY: from a box that is never freed. Acquire pairs with the Release of `take_over`.
+        unsafe { &*self.callbacks.load(Ordering::Acquire) }
+    }
 }
 
 /// In front of the library's own bytes.
@@ -85,7 +93,7 @@ pub fn find(module: Term, name: Term) -> Option<&'static Type> {
 }
 
 /// A new type; `None` if there is one of this name.
-pub fn open(module: Term, name: Term, callbacks: Callbacks) -> Option<&'static Type> {
+pub fn create(module: Term, name: Term, callbacks: Callbacks) -> Option<&'static Type> {
     let mut types = TYPES.lock().unwrap_or_else(PoisonError::into_inner);
     if types.iter().any(|found| found.module == module && found.name == name) {
         return None;
@@ -93,10 +101,17 @@ pub fn open(module: Term, name: Term, callbacks: Callbacks) -> Option<&'static T
     let made: &'static Type = Box::leak(Box::new(Type {
         module,
         name,
-        callbacks,
+        callbacks: AtomicPtr::new(Box::into_raw(Box::new(callbacks))),
     }));
     types.push(made);
     Some(made)
+}
+
+/// The callbacks of a type become others'. Those before stay where they are: an object's may be running.
+pub fn take_over(kind: &'static Type, callbacks: Callbacks) {
+    // Release pairs with the Acquire of `callbacks`.
+    kind.callbacks
+        .store(Box::into_raw(Box::new(callbacks)), Ordering::Release);
 }
 
 fn layout(size: usize) -> Option<Layout> {
@@ -198,7 +213,7 @@ unsafe fn destroy(object: *mut Object) {
     // SAFETY: alive, types live for ever. A destructor that takes the object up again (`enif_keep_resource`) keeps it, as
     // in the VM: the count was raised to one for the time that it runs.
     unsafe {
-        let callbacks = &(*(*object).kind).callbacks;
+        let callbacks = (*(*object).kind).callbacks();
         if callbacks.down.is_some() {
             monitor::end_all(object);
         }

@@ -363,7 +363,7 @@ fn stop(selection: &Selection) -> c_int {
     end(other);
     // SAFETY: the caller holds the object.
     unsafe {
-        if let Some(callback) = (*resource::kind(selection.object)).callbacks.stop {
+        if let Some(callback) = (*resource::kind(selection.object)).callbacks().stop {
             let mut env = Env::callback();
             callback(&raw mut *env, resource::data(selection.object), selection.fd, 1);
         }

@@ -43,12 +43,19 @@ static void stopped(ErlNifEnv *env, void *object, ErlNifEvent event, int direct)
     tell_number(env, direct ? "stopped" : "stopped later", ((struct watcher *)object)->number);
 }
 
+/* Newer than this header. */
+extern int enif_set_option(ErlNifEnv *, int, ...);
+
+static void thread_gone(void *priv_data) { printf("thread gone %s\n", (char *)priv_data); }
+
 static int load(ErlNifEnv *env, void **priv_data, ERL_NIF_TERM info)
 {
     ErlNifResourceTypeInit init = {destroyed, stopped, down};
     plain = enif_open_resource_type(env, NULL, "plain", NULL, ERL_NIF_RT_CREATE, NULL);
     watching = enif_open_resource_type_x(env, "watching", &init, ERL_NIF_RT_CREATE, NULL);
     kept_env = enif_alloc_env();
+    *priv_data = "with its data";
+    enif_set_option(env, 3, thread_gone);
     /* Asked before the library is loaded. */
     if (enif_is_tuple(env, info) && !enif_is_ref(env, enif_make_ref(env)))
         return 1;
@@ -300,6 +307,11 @@ NIF(select_file)
     return selected(env, result);
 }
 
+static void unload(ErlNifEnv *env, void *priv_data)
+{
+    enif_fprintf(stdout, "%T %s\n", ATOM("unloaded"), (char *)priv_data);
+}
+
 static ErlNifFunc functions[] = {
     {"echo", 1, echo}, {"bind", 1, bind}, {"send", 3, send}, {"send_env", 2, send_env}, {"send_thread", 0, send_thread},
     {"port_command", 2, port_command}, {"refs", 1, refs}, {"unique", 1, unique}, {"alive", 1, alive},
@@ -310,4 +322,4 @@ static ErlNifFunc functions[] = {
     {"read_end", 1, read_end}, {"close_end", 2, close_end}, {"select_file", 1, select_file},
 };
 
-ERL_NIF_INIT(requests, functions, load, NULL, NULL, NULL)
+ERL_NIF_INIT(requests, functions, load, NULL, NULL, unload)

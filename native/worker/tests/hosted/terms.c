@@ -20,6 +20,34 @@ static void destroy(ErlNifEnv *env, void *object)
     destroyed += *(int *)object;
 }
 
+/* Newer than this header. */
+extern int enif_set_option(ErlNifEnv *, int, ...);
+
+enum { DELAY_HALT = 1, ON_HALT, ON_UNLOAD_THREAD };
+
+static void gone(void *data) { (void)data; }
+
+static int types_are_taken_over(ErlNifEnv *env)
+{
+    ErlNifResourceFlags tried;
+    if (enif_open_resource_type(env, NULL, "counted", destroy, ERL_NIF_RT_CREATE, &tried) || tried != ERL_NIF_RT_CREATE)
+        return 0;
+    if (enif_open_resource_type(env, NULL, "absent", destroy, ERL_NIF_RT_TAKEOVER, &tried) || tried != ERL_NIF_RT_TAKEOVER)
+        return 0;
+    if (enif_open_resource_type(env, NULL, "counted", destroy, ERL_NIF_RT_CREATE | ERL_NIF_RT_TAKEOVER, &tried) != counted ||
+        tried != ERL_NIF_RT_TAKEOVER)
+        return 0;
+    return enif_open_resource_type(env, "any", "new", destroy, ERL_NIF_RT_CREATE | ERL_NIF_RT_TAKEOVER, &tried) &&
+           tried == ERL_NIF_RT_CREATE;
+}
+
+static int options_are_set(ErlNifEnv *env)
+{
+    return !enif_set_option(env, DELAY_HALT) && enif_set_option(env, DELAY_HALT) && enif_set_option(env, 9, gone) &&
+           enif_set_option(env, ON_HALT, NULL) && !enif_set_option(env, ON_HALT, gone) &&
+           !enif_set_option(env, ON_UNLOAD_THREAD, gone);
+}
+
 static int load(ErlNifEnv *env, void **priv_data, ERL_NIF_TERM info)
 {
     static int data;
@@ -28,6 +56,10 @@ static int load(ErlNifEnv *env, void **priv_data, ERL_NIF_TERM info)
     *priv_data = &data;
     counted = enif_open_resource_type(env, NULL, "counted", destroy, ERL_NIF_RT_CREATE, NULL);
     kept_env = enif_alloc_env();
+    if (!types_are_taken_over(env))
+        return 19;
+    if (!options_are_set(env))
+        return 20;
     return counted ? 0 : 18;
 }
 
@@ -40,6 +72,7 @@ NIF(add)
 }
 
 NIF(echo) { return argv[0]; }
+NIF(options) { return enif_make_int(env, enif_set_option(env, ON_HALT, gone)); }
 NIF(private_data) { return enif_make_int(env, *(int *)enif_priv_data(env)); }
 
 NIF(compare)
@@ -51,6 +84,39 @@ NIF(compare)
 }
 
 NIF(phash2) { return enif_make_uint64(env, enif_hash(ERL_NIF_PHASH2, argv[0], 0)); }
+
+extern size_t enif_term_size(ERL_NIF_TERM);
+extern int enif_get_atom_cache_index(ErlNifEnv *, ERL_NIF_TERM, unsigned *);
+extern unsigned enif_max_atom_cache_index(void);
+
+NIF(size) { return enif_make_uint64(env, enif_term_size(argv[0])); }
+
+NIF(cache_index)
+{
+    unsigned index;
+    if (!enif_get_atom_cache_index(env, argv[0], &index))
+        return ATOM("no");
+    return index <= enif_max_atom_cache_index() ? enif_make_uint(env, index) : ATOM("wrong");
+}
+
+NIF(thread_type) { return enif_make_int(env, enif_thread_type()); }
+
+/* Goes on as the flags say. */
+NIF(thread_type_of)
+{
+    int flags;
+    enif_get_int(env, argv[0], &flags);
+    return enif_schedule_nif(env, "thread_type", flags, thread_type, 0, argv);
+}
+
+NIF(resource_phash2)
+{
+    void *object = enif_alloc_resource(counted, sizeof(int));
+    *(int *)object = 0;
+    ERL_NIF_TERM term = enif_make_resource(env, object);
+    enif_release_resource(object);
+    return enif_make_uint64(env, enif_hash(ERL_NIF_PHASH2, term, 0));
+}
 
 NIF(type)
 {
@@ -269,6 +335,15 @@ NIF(from_binary)
     if (!read)
         return ATOM("no");
     return enif_make_tuple2(env, enif_make_ulong(env, read), term);
+}
+
+/* The second argument brings the names. */
+NIF(from_binary_with)
+{
+    ErlNifBinary binary;
+    ERL_NIF_TERM term;
+    enif_inspect_binary(env, argv[0], &binary);
+    return enif_binary_to_term(env, binary.data, binary.size, &term, 0) == binary.size ? term : ATOM("no");
 }
 
 NIF(print)
@@ -521,13 +596,16 @@ static ErlNifFunc functions[] = {
     {"raise_then_return", 1, raise_then_return}, {"nothing", 0, nothing}, {"realloc_inspected", 1, realloc_inspected},
     {"grow", 1, grow}, {"iolist", 1, iolist}, {"new_binary", 1, new_binary}, {"list", 1, list}, {"map_put", 3, map_put},
     {"map_update", 3, map_update}, {"map_get", 2, map_get}, {"map_remove", 2, map_remove}, {"map_from", 2, map_from},
-    {"map_many", 1, map_many}, {"map_walk", 1, map_walk}, {"to_binary", 1, to_binary}, {"from_binary", 2, from_binary},
+    {"map_many", 1, map_many}, {"map_walk", 1, map_walk}, {"to_binary", 1, to_binary}, {"from_binary", 2, from_binary}, {"from_binary_with", 2, from_binary_with},
     {"print", 1, print}, {"format", 1, format}, {"string", 1, string}, {"atom", 1, atom}, {"existing", 1, existing},
     {"self", 0, self}, {"local", 1, local}, {"resource_new", 1, resource_new}, {"resource_get", 1, resource_get},
     {"resource_retain", 1, resource_retain}, {"resource_drop", 0, resource_drop}, {"resource_twice", 1, resource_twice},
     {"resource_binary", 0, resource_binary}, {"resources_destroyed", 0, resources_destroyed},
     {"count_down", 2, count_down, ERL_NIF_DIRTY_JOB_IO_BOUND}, {"threads", 0, threads}, {"times", 0, times},
     {"queue", 2, queue}, {"send", 1, send}, {"deep", 1, deep},
+    {"size", 1, size}, {"cache_index", 1, cache_index}, {"thread_type", 0, thread_type},
+    {"dirty_cpu", 0, thread_type, ERL_NIF_DIRTY_JOB_CPU_BOUND}, {"dirty_io", 0, thread_type, ERL_NIF_DIRTY_JOB_IO_BOUND},
+    {"thread_type_of", 1, thread_type_of}, {"resource_phash2", 0, resource_phash2}, {"options", 0, options},
 };
 
 ERL_NIF_INIT(terms, functions, load, NULL, NULL, NULL)

@@ -9,6 +9,9 @@ use std::ffi::{CStr, c_char, c_int, c_uint};
 const LATIN1: c_int = 1;
 const UTF8: c_int = 2;
 
+/// Places of the cache that a library may keep by atom.
+const CACHE: u32 = 2048;
+
 unsafe fn bytes<'a>(name: *const c_char, length: usize) -> &'a [u8] {
     if length == 0 {
         return &[];
@@ -68,6 +71,16 @@ fn length(term: Term, encoding: c_int) -> Option<usize> {
 api! {
     fn enif_is_atom(_env: *mut Env, term: Term) -> c_int {
         c_int::from(term.is_atom())
+    }
+
+    fn enif_get_atom_cache_index(_env: *mut Env, atom: Term, index: *mut c_uint) -> c_int {
+        let Some(number) = atom.as_atom() else { return 0 };
+        index.write(number % CACHE);
+        1
+    }
+
+    fn enif_max_atom_cache_index() -> c_uint {
+        CACHE - 1
     }
 
     fn enif_make_atom(env: *mut Env, name: *const c_char) -> Term {

@@ -33,13 +33,12 @@ api! {
         count: c_int,
         arguments: *const Term,
     ) -> Term {
-        // Dirty or not, an executor runs it.
         let (Some(function), 0..=3, 0..=255) = (function, flags, count) else { return (*env).bad_argument() };
         if name.is_null() || CStr::from_ptr(name).count_bytes() > 255 {
             return (*env).bad_argument();
         }
         let arguments = if count == 0 { &[] } else { std::slice::from_raw_parts(arguments, count as usize) };
-        (*env).scheduled = Some(Scheduled { function, arguments: arguments.to_vec() });
+        (*env).scheduled = Some(Scheduled { function, flags: flags as u32, arguments: arguments.to_vec() });
         Term::NON_VALUE
     }
 

@@ -1,7 +1,6 @@
 //! The functions that libraries call, by subject. Semantics: OTP's erl_nif.xml, and erl_nif.c where that is silent.
 //!
-//! Each module is one `api!` (or `absent!` for those that are not there yet), which makes the exported functions and
-//! the module's part of the table of symbols.
+//! Each module is one `api!`, which makes the exported functions and the module's part of the table of symbols.
 
 // What a caller has to keep is erl_nif.xml, for each of them.
 #![allow(clippy::missing_safety_doc)]
@@ -26,24 +25,6 @@ macro_rules! api {
     };
 }
 
-/// Functions that are not there yet: they mark the call and give what they give on failure.
-macro_rules! absent {
-    ($(fn $name:ident($($type:ty),* $(,)?) $(-> $answer:ty = $failure:expr)?;)*) => {
-        $(
-            #[unsafe(no_mangle)]
-            pub unsafe extern "C" fn $name($(_: $type),*) $(-> $answer)? {
-                $crate::host::missing::called(stringify!($name));
-                $({ let failure: $answer = $failure; failure })?
-            }
-        )*
-
-        pub const SYMBOLS: &[$crate::host::symbols::Symbol] = &[
-            $($crate::host::symbols::Symbol::absent(stringify!($name), $name as *const ())),*
-        ];
-    };
-}
-
-pub mod absent;
 pub mod atoms;
 pub mod binaries;
 pub mod environment;

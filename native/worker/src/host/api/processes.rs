@@ -101,7 +101,8 @@ api! {
     }
 
     fn enif_make_unique_integer(env: *mut Env, properties: c_int) -> Term {
-        let properties = properties as u32;
+        // Positive, monotonic; the VM takes no notice of other bits.
+        let properties = properties as u32 & 3;
         let reply = service::ask(|request| Request::Unique { request, properties });
         let made = match reply {
             Some(Reply::Integer(bytes)) => {

@@ -20,8 +20,7 @@ const NONE: Callbacks = Callbacks {
     dynamic_call: None,
 };
 
-/// Opens a type in the load callback. A process has one library, loaded once: there is never a type to take over from
-/// an older version of it.
+/// Opens a type in the load callback: makes one, or takes one over that the library has opened before.
 unsafe fn open(
     env: *mut Env,
     name: *const c_char,
@@ -31,16 +30,28 @@ unsafe fn open(
 ) -> *const Type {
     // SAFETY: the library's env, name and out-parameter.
     unsafe {
+        let mut operation = flags;
         let opened = (|| {
-            if (*env).kind != Kind::Callback || flags & CREATE == 0 {
+            if (*env).kind != Kind::Callback {
                 return None;
             }
             let module = atom::make(load::module())?;
             let name = atom::make(&atom::from_latin1(CStr::from_ptr(name).to_bytes()))?;
-            resource::open(module, name, callbacks)
+            match resource::find(module, name) {
+                Some(kind) if flags & TAKEOVER != 0 => {
+                    operation = TAKEOVER;
+                    resource::take_over(kind, callbacks);
+                    Some(kind)
+                }
+                None if flags & CREATE != 0 => {
+                    operation = CREATE;
+                    resource::create(module, name, callbacks)
+                }
+                _ => None,
+            }
         })();
         if !tried.is_null() {
-            tried.write(if flags & CREATE != 0 { CREATE } else { TAKEOVER });
+            tried.write(operation);
         }
         opened.map_or(ptr::null(), ptr::from_ref)
     }
@@ -76,16 +87,13 @@ unsafe fn three(init: *const Callbacks) -> Callbacks {
 api! {
     fn enif_open_resource_type(
         env: *mut Env,
-        module: *const c_char,
+        // The VM takes no notice of it.
+        _module: *const c_char,
         name: *const c_char,
         destructor: Option<Destructor>,
         flags: c_int,
         tried: *mut c_int,
     ) -> *const Type {
-        // A module's name here was never implemented by the VM, which wants null.
-        if !module.is_null() {
-            return ptr::null();
-        }
         open(env, name, Callbacks { destructor, ..NONE }, flags, tried)
     }
 
@@ -168,7 +176,7 @@ api! {
 
     fn enif_dynamic_resource_call(env: *mut Env, module: Term, name: Term, term: Term, call_data: *mut c_void) -> c_int {
         let Some(kind) = resource::find(module, name) else { return 1 };
-        match (object(term), kind.callbacks.dynamic_call) {
+        match (object(term), kind.callbacks().dynamic_call) {
             (Some(object), Some(call)) if ptr::eq(resource::kind(object), kind) => {
                 call(env, resource::data(object), call_data);
                 0

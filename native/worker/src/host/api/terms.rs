@@ -3,7 +3,7 @@
 use crate::host::env::Env;
 use crate::host::order::{compare, identical};
 use crate::host::term::{Shape, Term};
-use crate::host::{copy, hash, missing, portable_hash};
+use crate::host::{copy, hash, missing, portable_hash, size};
 use snakepit_wire::NameKind;
 use std::ffi::c_int;
 
@@ -50,13 +50,17 @@ api! {
             INTERNAL => hash::of(term, salt) & 0xFFFF_FFFF,
             PHASH2 => portable_hash::of(term).map_or_else(
                 || {
-                    missing::called("enif_hash(ERL_NIF_PHASH2) of a fun or resource");
+                    missing::called("enif_hash(ERL_NIF_PHASH2) of a resource");
                     0
                 },
                 u64::from,
             ),
             _ => 0,
         }
+    }
+
+    fn enif_term_size(term: Term) -> usize {
+        size::of(term) as usize * size_of::<Term>()
     }
 
     fn enif_term_type(_env: *mut Env, term: Term) -> c_int {

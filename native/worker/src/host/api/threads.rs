@@ -2,6 +2,7 @@
 //! alone.
 
 use super::locks::owned_name;
+use crate::host::executor;
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
@@ -123,8 +124,10 @@ api! {
     }
 
     fn enif_thread_type() -> c_int {
-        // Executors are the schedulers of a worker: 1. Threads of the library are none: 0.
-        c_int::from(SELF.get().is_null() || (*SELF.get()).body.is_none())
+        // Threads of the library are no schedulers: 0. Executors are those that the VM would have chosen: a normal one for a
+        // normal function (1), dirty ones for CPU (2) and I/O (3).
+        let of_library = !SELF.get().is_null() && (*SELF.get()).body.is_some();
+        if of_library { 0 } else { 1 + executor::dirty_flags() as c_int }
     }
 
     fn enif_tsd_key_create(_name: *mut c_char, key: *mut c_int) -> c_int {
