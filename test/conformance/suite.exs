@@ -17,7 +17,7 @@ defmodule Conformance.Suite do
     data = Path.join(directory, "data")
 
     unless File.exists?(Path.join(directory, "made")) do
-      File.rm_rf!(data)
+      for part <- [data, Path.join(directory, "vm"), Path.join(directory, "isolated")], do: File.rm_rf!(part)
       File.cp_r!(Path.join(tests, "nif_SUITE_data"), data)
       headers(directory)
       for name <- @plain, do: library(data, name)
@@ -70,7 +70,8 @@ defmodule Conformance.Suite do
     {:ok, forms} = :epp.parse_file(to_charlist(source), [])
 
     for {mode, forms} <- [{"vm", forms}, {"isolated", redirect(forms)}] do
-      {:ok, :nif_SUITE, beam} = :compile.forms(forms, [:debug_info])
+      # With ensure_lib_loaded/1, which cases rely on others to have called.
+      {:ok, :nif_SUITE, beam} = :compile.forms(forms, [:debug_info, :export_all, :nowarn_export_all])
       File.mkdir_p!(ebin(directory, mode))
       File.write!(Path.join(ebin(directory, mode), "nif_SUITE.beam"), beam)
     end
@@ -82,6 +83,7 @@ defmodule Conformance.Suite do
       {:erlang, :load_module, 2} -> redirected(anno, at, :load_module, arguments)
       {:code, :load_binary, 3} -> redirected(anno, at, :load_binary, arguments)
       {:compile, :file, 2} -> redirected(anno, at, :compile_file, arguments)
+      {:erlang, :purge_module, 1} -> redirected(anno, at, :purge_module, arguments)
       _ -> call |> Tuple.to_list() |> redirect() |> List.to_tuple()
     end
   end
