@@ -77,7 +77,9 @@ defmodule Snakepit.Differential.Libraries do
         parse: [or_other(one_of([bind(:proper_types.integer(), &Integer.to_string/1), text(), "99999999999999999999"]))],
         raise_through: [range(0, 40), text()],
         count: [or_other(words)],
-        sort: [list(:proper_types.integer())]
+        sort: [list(:proper_types.integer())],
+        repeat: [any(), range(0, 20)],
+        with_atom: [any(), one_of(for(n <- [0, 1, 255, 256], do: String.duplicate("a", n)))]
       ],
       scripts: [
         fn call ->
