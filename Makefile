@@ -20,7 +20,7 @@ ifeq (,$(filter %UTF-8 %utf8 %utf-8 %UTF8,$(or $(LC_ALL),$(LC_CTYPE),$(LANG))))
 export LC_ALL := C.UTF-8
 endif
 
-.PHONY: help setup demo test bench dist clean
+.PHONY: help setup demo test conformance bench dist clean
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -42,6 +42,12 @@ test: ## Format, lint and test Elixir, Rust and Python
 	cd native && cargo test --workspace --locked
 	mix test
 	$(SNAKEPIT_PYTHON) -m pytest -q test/python
+
+conformance: export MIX_ENV := test
+conformance: ## Run OTP's own NIF test suite isolated, with the VM as the reference (ARGS: test/conformance/README.md)
+	@.ci/setup conformance
+	mix compile
+	mix run --no-compile --no-start test/conformance/run.exs $(ARGS)
 
 bench: ## Measure; figures go to bench/results
 	@.ci/setup bench

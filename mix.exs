@@ -19,6 +19,8 @@ defmodule Snakepit.SharedMemory.MixProject do
       compilers: [:snakepit_native] ++ Mix.compilers(),
       aliases: aliases(),
       deps: [],
+      # What only test/support uses, which is there when tests run.
+      xref: [exclude: [:proper, :proper_types, :public_key, :asn1rt_nif]],
       name: "snakepit_shm",
       description: "Shared memory and native isolation for the BEAM.",
       package: package(),

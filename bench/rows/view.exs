@@ -28,10 +28,12 @@ defmodule Bench.Rows.View do
         Report.row(%{group: title(), name: Text.bytes(size), ours: figures[size], bar: {:within, @within}, bytes: size})
       end
 
-    [smallest, largest] = [hd(sizes), List.last(sizes)]
-    name = "#{Text.bytes(largest)} against #{Text.bytes(smallest)}"
-    against = {"of #{Text.bytes(smallest)}", figures[smallest]}
-    flat = Report.row(%{group: title(), name: name, ours: figures[largest], against: against, bar: {:at_most, @flat}})
+    # Large ones against each other: a view of more than the VM's binary heap has one garbage collection in it, whatever the size.
+    [largest, next | _] = Enum.reverse(sizes)
+    name = "#{Text.bytes(largest)} against #{Text.bytes(next)}"
+    against = {"of #{Text.bytes(next)}", figures[next]}
+    bar = if next > hd(sizes), do: {:at_most, @flat}
+    flat = Report.row(%{group: title(), name: name, ours: figures[largest], against: against, bar: bar})
     rows ++ [flat]
   end
 end

@@ -29,12 +29,14 @@ defmodule Snakepit.Isolation do
   `{:error, %Snakepit.Isolation.Error{}}` with a `reason` to match on and a message that says what to do;
   `call!/4` raises it.
 
-  `lib/snakepit/isolation/README.md` tells how it works.
+  `lib/snakepit/isolation/README.md` tells how it works. `isolate/2` does the same for a module that somebody else wrote, without a
+  change in what calls it.
   """
 
-  alias Snakepit.Isolation.{Async, Batch, Call, Directory, Error, Library, Options, Pool, Telemetry, Warden}
+  alias Snakepit.Isolation.{Async, Batch, Call, Directory, DropIn, Error, Library, Options, Pool, Telemetry, Warden}
   alias Snakepit.Native
 
+  @typedoc "What `load/2` gave, a name, or an isolated module."
   @type library :: Library.t() | atom() | String.t()
   @type result(value) :: {:ok, value} | {:error, Error.t()}
 
@@ -209,6 +211,48 @@ defmodule Snakepit.Isolation do
     with :error <- Directory.fetch(id), do: unknown(target)
   end
 
+  # ── Modules ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  @doc """
+  Isolates a module that somebody else wrote: it works as before, and so does everything that calls it, but its native
+  library runs in another process.
+
+      :ok = Snakepit.Isolation.isolate(:jiffy, workers: 2, sandbox: :none)
+      %{"a" => 1} = :jiffy.decode(~s({"a": 1}), [:return_maps])
+
+  The module's code is made anew from the `debug_info` of its beam file, with this library where it calls `erlang:load_nif/2`, and
+  replaces the code that is loaded, if any. Its `on_load` runs; it finds the library and passes the load info as it
+  always does. Exports and attributes stay. What the library raises is raised by the module's functions as in the VM; a
+  crash or deadline is a `Snakepit.Isolation.Error`, raised in the caller alone.
+
+  `options` are those of `load/2`, with these differences: `timeout:` is `:infinity` unless it is given, because a NIF has no
+  deadline; the library has the name of the module, which the other functions take; there is no `load_info:`.
+
+  Nothing is changed when there is an error, of which `reason` is
+
+    * `:unsupported_module` - without a beam file or `debug_info`; of the runtime system, in a sticky directory, compiled for coverage; without a
+      call of `erlang:load_nif/2`
+    * `:already_isolated`
+    * `:in_use` - processes still run in a version of the module that was replaced earlier: `details.pids`
+    * `:not_loaded` - the library, or the module's `on_load`, failed
+    * `:invalid_option`
+
+  Processes that run in the module's code at this moment go on in it, with the library in the VM, until they leave it.
+  Loading the module from its file again (`l/1`, a hot upgrade) ends the isolation: isolate it again afterwards.
+  """
+  @spec isolate(module(), keyword()) :: :ok | {:error, Error.t()}
+  def isolate(module, options \\ []), do: DropIn.isolate(module, options)
+
+  @doc """
+  Puts an isolated module back as its beam file had it, which loads the library into the VM, and unloads the isolated
+  library. Calls that run in it are `:not_loaded`, and objects that it made are `:stale`.
+
+  `:in_use` as for `isolate/2`. If the module's own `on_load` fails, it stays isolated.
+  """
+  @spec restore(module()) :: :ok | {:error, Error.t()}
+  def restore(module) when is_atom(module), do: DropIn.restore(module)
+  def restore(other), do: Error.invalid(:module, "a module", other)
+
   # ── Calling ───────────────────────────────────────────────────────────────────────────────────────────────────
 
   @doc """
@@ -332,7 +376,7 @@ defmodule Snakepit.Isolation do
   defp resolve(%Library{} = library), do: {:ok, library}
 
   defp resolve(name) when is_atom(name) do
-    case Directory.named(name) do
+    case Directory.named(name) || DropIn.library(name) do
       nil -> unknown(name)
       library -> {:ok, library}
     end
@@ -347,9 +391,14 @@ defmodule Snakepit.Isolation do
   defp unknown(%Library{id: id}), do: {:error, Error.new(:not_loaded, id, nil, %{because: :unloaded})}
 
   defp unknown(target) do
-    if Directory.started?(),
-      do: {:error, Error.new(:not_loaded, target, nil, %{because: :unknown, got: target})},
-      else: {:error, Error.new(:not_loaded, target, nil, %{because: :not_started})}
+    details =
+      cond do
+        not Directory.started?() -> %{because: :not_started}
+        is_atom(target) and DropIn.fetch(target) != nil -> %{because: :no_library}
+        true -> %{because: :unknown, got: target}
+      end
+
+    {:error, Error.new(:not_loaded, target, nil, details)}
   end
 
   # ── Looking ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,12 +4,15 @@ defmodule Snakepit.NativeFixture do
   # asked for, once in a run, into a temporary directory. Paths are as `erlang:load_nif/2` takes them, without ".so".
 
   @fixtures Path.expand("fixtures", __DIR__)
-  @flags ~w(-std=c11 -D_DEFAULT_SOURCE -O2 -Wall -Wextra -Werror -fPIC -shared -pthread)
+  @flags ~w(-O2 -Wall -Wextra -Werror -fPIC -shared -pthread)
+  @c ~w(-std=c11 -D_DEFAULT_SOURCE)
+  @cpp ~w(-std=c++17)
+  @rustlers [:rustler_0_29, :rustler_0_33, :rustler_0_36, :rustler_0_39]
 
   @doc """
   The path of a library: the name of a file in fixtures/isolation, or one of
 
-    * `:rustler_current`, `:rustler_older`: the Rustler crate
+    * `:rustler_0_29` and the others of `rustlers/0`: one library with several versions of Rustler
     * `:not_a_library`: a text file
     * `:wrong_architecture`: a library for another kind of processor
     * `:truncated`: the first page of a library
@@ -27,6 +30,9 @@ defmodule Snakepit.NativeFixture do
     made
   end
 
+  @spec rustlers() :: [atom()]
+  def rustlers, do: @rustlers
+
   @doc "Where this VM's libraries are. Whoever has asked for one removes it at the end (`remove/0`)."
   @spec directory() :: Path.t()
   def directory, do: Path.join(System.tmp_dir!(), "snakepit-fixtures-#{System.pid()}")
@@ -39,13 +45,13 @@ defmodule Snakepit.NativeFixture do
 
   @doc "The module that a library is written for: `:snakepit_adder` of adder.c."
   @spec module(atom()) :: module()
-  def module(name) when name in [:rustler_current, :rustler_older], do: :snakepit_rustler
+  def module(name) when name in @rustlers, do: :snakepit_rustler
   def module(name), do: String.to_atom("snakepit_#{name}")
 
   @doc "The functions in the table of a library, by its source."
   @spec functions(atom()) :: [{atom(), arity()}]
-  def functions(name) when name in [:rustler_current, :rustler_older] do
-    source = File.read!(Path.join(@fixtures, "rustler_fixture/src/lib.rs"))
+  def functions(name) when name in @rustlers do
+    source = File.read!(Path.join(@fixtures, "rustler_fixture/src/functions.rs"))
 
     for [_, function, parameters] <- Regex.scan(~r/#\[rustler::nif.*\]\nfn (\w+)[^(]*\(([^)]*)\)/, source) do
       # `env` is not an argument; commas inside <> do not separate.
@@ -71,28 +77,31 @@ defmodule Snakepit.NativeFixture do
     module
   end
 
-  # A NIF library is loaded by a function of its own module.
   defp load_once(module, name, load_info) do
-    unless :code.is_loaded(module) do
-      functions = functions(name)
-      exports = [{:load, 2} | functions]
+    unless :code.is_loaded(module), do: :ok = load_module(module, functions(name), path(name), load_info)
+  end
 
-      stubs =
-        for {function, arity} <- functions do
-          arguments = for _ <- 1..arity//1, do: {:var, 1, :_}
-          body = {:call, 1, {:remote, 1, {:atom, 1, :erlang}, {:atom, 1, :nif_error}}, [{:atom, 1, :not_loaded}]}
-          {:function, 1, function, arity, [{:clause, 1, arguments, [], [body]}]}
-        end
+  @doc "Loads a library into this VM, in a module of stubs that takes the place of one of that name."
+  @spec load_module(module(), [{atom(), arity()}], Path.t(), term()) :: :ok | {:error, {atom(), charlist()}}
+  def load_module(module, functions, path, load_info) do
+    # A NIF library is loaded by a function of its own module.
+    exports = [{:snakepit_load, 2} | functions]
 
-      variables = [{:var, 1, :Path}, {:var, 1, :Info}]
-      loading = {:call, 1, {:remote, 1, {:atom, 1, :erlang}, {:atom, 1, :load_nif}}, variables}
-      load = {:function, 1, :load, 2, [{:clause, 1, variables, [], [loading]}]}
-      forms = [{:attribute, 1, :module, module}, {:attribute, 1, :export, exports}, load | stubs]
+    stubs =
+      for {function, arity} <- functions do
+        arguments = for _ <- 1..arity//1, do: {:var, 1, :_}
+        body = {:call, 1, {:remote, 1, {:atom, 1, :erlang}, {:atom, 1, :nif_error}}, [{:atom, 1, :not_loaded}]}
+        {:function, 1, function, arity, [{:clause, 1, arguments, [], [body]}]}
+      end
 
-      {:ok, ^module, code} = :compile.forms(forms)
-      {:module, ^module} = :code.load_binary(module, ~c"native_fixture", code)
-      :ok = apply(module, :load, [to_charlist(path(name)), load_info])
-    end
+    variables = [{:var, 1, :Path}, {:var, 1, :Info}]
+    loading = {:call, 1, {:remote, 1, {:atom, 1, :erlang}, {:atom, 1, :load_nif}}, variables}
+    load = {:function, 1, :snakepit_load, 2, [{:clause, 1, variables, [], [loading]}]}
+    forms = [{:attribute, 1, :module, module}, {:attribute, 1, :export, exports}, load | stubs]
+
+    {:ok, ^module, code} = :compile.forms(forms)
+    {:module, ^module} = :code.load_binary(module, ~c"native_fixture", code)
+    apply(module, :snakepit_load, [to_charlist(path), load_info])
   end
 
   # ── Making them ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -111,25 +120,32 @@ defmodule Snakepit.NativeFixture do
     put(made, page)
   end
 
-  defp make(name, made) when name in [:rustler_current, :rustler_older] do
-    crate = Path.join(@fixtures, "rustler_fixture")
+  defp make(name, made) when name in @rustlers do
+    "rustler_" <> version = Atom.to_string(name)
+    crate = Path.join([@fixtures, "rustler_fixture", String.replace(version, "_", ".")])
     # In the project's own build directory: what crates.io gave is not built again in each run.
     target = Path.join([Path.expand("../..", __DIR__), "_build", "rustler_fixture"])
-    arguments = ["build", "--release", "--locked", "--quiet", "-p", "#{name}"]
+    arguments = ["build", "--release", "--locked", "--quiet"]
     run!("cargo", arguments, cd: crate, env: [{"CARGO_TARGET_DIR", target}, {"RUSTFLAGS", nil}])
     put(made, File.read!(Path.join(target, "release/lib#{name}.so")))
   end
 
   defp make(name, made) do
-    File.exists?(source(name)) || raise ArgumentError, "there is no fixture #{inspect(name)}"
+    source = source(name)
+    {compiler, flags} = if Path.extname(source) == ".cc", do: {cc("CXX", "c++"), @cpp}, else: {cc("CC", "cc"), @c}
     include = Path.join(:code.root_dir(), "usr/include")
     unfinished = "#{made}.#{System.unique_integer([:positive])}"
     File.mkdir_p!(directory())
-    run!(System.get_env("CC", "cc"), @flags ++ ["-I", include, "-o", unfinished, source(name)], [])
+    run!(compiler, flags ++ @flags ++ ["-I", include, "-o", unfinished, source], [])
     File.rename!(unfinished, made <> ".so")
   end
 
-  defp source(name), do: Path.join([@fixtures, "isolation", "#{name}.c"])
+  defp cc(variable, default), do: System.get_env(variable, default)
+
+  defp source(name) do
+    candidates = for ending <- ["c", "cc"], do: Path.join([@fixtures, "isolation", "#{name}.#{ending}"])
+    Enum.find(candidates, &File.exists?/1) || raise ArgumentError, "there is no fixture #{inspect(name)}"
+  end
 
   # Whoever sees the file sees all of it.
   defp put(made, content) do

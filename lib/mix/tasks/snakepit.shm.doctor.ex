@@ -1,11 +1,12 @@
 defmodule Mix.Tasks.Snakepit.Shm.Doctor do
-  @shortdoc "Says what shared memory needs of this machine and what is missing"
+  @shortdoc "Says what regions and isolated libraries need of this machine and what is missing"
   @moduledoc """
   #{@shortdoc}.
 
       mix snakepit.shm.doctor
 
-  Exits with 1 when something is an error. In a release: `bin/app eval "Snakepit.SharedMemory.Doctor.print()"`.
+  Exits with 1 when something is an error. In a release: `bin/app eval "Snakepit.SharedMemory.Doctor.print()"`, and the
+  same of `Snakepit.Isolation.Doctor`.
   """
   use Mix.Task
 
@@ -15,6 +16,7 @@ defmodule Mix.Tasks.Snakepit.Shm.Doctor do
     Mix.Task.run("loadpaths")
     Mix.Task.run("compile")
     Mix.Task.run("app.config")
-    unless Snakepit.SharedMemory.Doctor.print(), do: exit({:shutdown, 1})
+    checks = Snakepit.SharedMemory.Doctor.checks() ++ Snakepit.Isolation.Doctor.checks()
+    unless Snakepit.SharedMemory.Doctor.print(checks), do: exit({:shutdown, 1})
   end
 end

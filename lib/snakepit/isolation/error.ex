@@ -18,6 +18,9 @@ defmodule Snakepit.Isolation.Error do
   | `:sandbox_violation` | the library did what its sandbox does not let it do |
   | `:undefined_function` | the library has no such function |
   | `:unsupported_term` | an argument cannot be sent to another process |
+  | `:unsupported_module` | the module cannot be isolated: the message says why |
+  | `:already_isolated` | the module is isolated |
+  | `:in_use` | processes still run in old code of the module: `details` has `pids` |
   | `:invalid_option` | an option or argument is wrong: `details` has `key`, `expected`, `got` |
 
   `Exception.message/1` gives a sentence and a remedy.
@@ -37,6 +40,9 @@ defmodule Snakepit.Isolation.Error do
           | :sandbox_violation
           | :undefined_function
           | :unsupported_term
+          | :unsupported_module
+          | :already_isolated
+          | :in_use
           | :invalid_option
 
   @type t :: %__MODULE__{
@@ -233,6 +239,20 @@ defmodule Snakepit.Isolation.Error do
       {"an argument cannot be sent to another process: #{d[:message] || bound(d)}",
        "Pass data, local pids, ports, references and funs."}
 
+  defp explain(:unsupported_module, _e, d), do: unsupported(d)
+
+  defp explain(:already_isolated, _e, _d),
+    do: {"it is isolated already", "To change its options, restore it first: Snakepit.Isolation.restore/1."}
+
+  defp explain(:in_use, _e, d) do
+    pids = d[:pids] || []
+    some = pids |> Enum.take(5) |> Enum.map_join(", ", &inspect/1)
+    more = if length(pids) > 5, do: " and #{length(pids) - 5} others", else: ""
+
+    {"old code of the module is in use by #{some}#{more}; nothing was changed",
+     "Wait until they have left it, or end them (:code.purge/1 kills them), and try again."}
+  end
+
   defp explain(:invalid_option, _e, %{problems: problems}),
     do: {"options are refused:" <> Enum.map_join(problems, "", &"\n  * #{&1}") <> "\n", "Correct them"}
 
@@ -261,6 +281,53 @@ defmodule Snakepit.Isolation.Error do
     do: "This is a fault of the library; a new worker is being started. Call again with other arguments."
 
   defp crash_remedy(_e, _d), do: "A new worker is being started. Call again."
+
+  # Of isolate/2.
+  defp unsupported(%{because: :own}),
+    do: {"isolated libraries are called through it", "It stays in the VM."}
+
+  defp unsupported(%{because: :preloaded}),
+    do: {"it is a part of the runtime system and is there before any code is loaded", "It stays in the VM."}
+
+  defp unsupported(%{because: :sticky}),
+    do: {"it lies in a sticky directory, whose modules the VM does not replace", "It stays in the VM."}
+
+  defp unsupported(%{because: :cover_compiled}),
+    do: {"it is compiled for coverage, and its own code is not loaded", "Leave it out of the coverage, or stop :cover."}
+
+  defp unsupported(%{because: :non_existing}),
+    do: {"there is no such module in the code path", "Check its name, and that its application is there."}
+
+  defp unsupported(%{because: :no_file} = d),
+    do:
+      {"there is no beam file of it#{if d[:path], do: " at #{d[:path]}"}",
+       "Modules that were made in memory cannot be isolated: compile it to a file in the code path."}
+
+  defp unsupported(%{because: :no_beam} = d), do: {"#{d[:path]} cannot be used (#{d[:message]})", "Build it again."}
+
+  defp unsupported(%{because: :other_module} = d),
+    do: {"#{d[:path]} is the module #{inspect(d[:got])}", "Check the code path."}
+
+  defp unsupported(%{because: :no_debug_info} = d),
+    do:
+      {"#{d[:path]} has no debug_info, from which isolated code is made",
+       "Compile it with debug_info (Erlang: +debug_info; Elixir: @compile :debug_info), and build releases with strip_beams: [keep: [\"Dbgi\"]]."}
+
+  defp unsupported(%{because: :encrypted} = d),
+    do:
+      {"the debug_info of #{d[:path]} is encrypted",
+       "Make the key known to :beam_lib (crypto_key_fun/1, .erlang.crypt)."}
+
+  defp unsupported(%{because: :no_load_nif}),
+    do:
+      {"it does not call erlang:load_nif/2",
+       "Isolate the module that does, or load the library with Snakepit.Isolation.load/2."}
+
+  defp unsupported(%{because: :on_load}),
+    do: {"its on_load function failed, for another reason than its library", "The log has what it returned or raised."}
+
+  defp unsupported(%{because: :not_compiled} = d),
+    do: {"its rewritten code does not compile (#{d[:message]})", "Please report this, with the module."}
 
   # Of load/2, and of calls to what is no longer there.
   defp not_loaded(%{because: :sandbox} = d) do
@@ -291,6 +358,15 @@ defmodule Snakepit.Isolation.Error do
 
   defp not_loaded(%{because: :unknown} = d),
     do: {"no library #{show(d[:got])} is loaded", "Load it with Snakepit.Isolation.load/2; list/0 shows what is there."}
+
+  defp not_loaded(%{because: :not_isolated}),
+    do: {"the module is not isolated", "Isolate it with Snakepit.Isolation.isolate/2."}
+
+  defp not_loaded(%{because: :no_library}),
+    do: {"the module is isolated and has not loaded its library yet", "It does so where it called erlang:load_nif/2."}
+
+  defp not_loaded(%{because: :misfit} = d),
+    do: {d[:message], "The library and the module's code are of different versions, or the path is another library's."}
 
   defp not_loaded(%{because: :unloaded}), do: {"it has been unloaded", "Load it again."}
 

@@ -80,6 +80,32 @@ defmodule Snakepit.Isolation.Options do
          do: {:ok, Map.merge(options, %{path: path, sandbox: :none})}
   end
 
+  @doc """
+  The options of isolate/2, checked, as load/2 takes them. A module finds its library itself and passes its own load_info;
+  the library has the module's name, and no deadline, since a NIF has none.
+  """
+  @spec isolate(term(), term()) :: {:ok, keyword()} | {:error, Error.t()}
+  def isolate(module, options) do
+    with :ok <- module(module),
+         {:ok, options} <- keywords(options),
+         :ok <- own_load_info(options),
+         {sandbox, given} = Keyword.pop(options, :sandbox, :missing),
+         given = Keyword.merge([name: module, timeout: :infinity], given),
+         {:ok, _} <- complete(Map.new(given)),
+         :ok <- sandbox(sandbox, inspect(module)),
+         do: {:ok, [sandbox: sandbox] ++ given}
+  end
+
+  defp module(module) when is_atom(module) and module not in [nil, true, false], do: :ok
+  defp module(other), do: Error.invalid(:module, "a module", other)
+
+  defp own_load_info(options) do
+    case Keyword.fetch(options, :load_info) do
+      :error -> :ok
+      {:ok, value} -> Error.invalid(:load_info, "nothing (an isolated module passes its own)", value)
+    end
+  end
+
   defp keywords(options) do
     if Keyword.keyword?(options), do: {:ok, options}, else: Error.invalid(:options, "a keyword list", options)
   end

@@ -178,7 +178,7 @@ defmodule Snakepit.Isolation.Worker do
     state = update(state, %{state: :ending})
     orderly? = reason in [:normal, :shutdown] or match?({:shutdown, _}, reason)
     if orderly? and state.cause == nil, do: Native.worker_stop(native)
-    status = await_exit(state, if(orderly?, do: @farewell, else: 0)) || slay(state)
+    status = known(state, await_exit(state, if(orderly?, do: @farewell, else: 0)) || slay(state))
     because = if orderly?, do: {:not_loaded, %{because: :unloaded}}, else: {:crashed, exit_details(state, status)}
     buried(state, because)
   end
@@ -188,12 +188,20 @@ defmodule Snakepit.Isolation.Worker do
     await_exit(state, @burial)
   end
 
+  defp known(_state, {:exited, status}), do: status
+  defp known(_state, nil), do: nil
+
+  defp known(state, :lost) do
+    await_end(state.native, burial())
+    nil
+  end
+
   defp await_exit(%{token: token, monitor: monitor}, patience) do
     receive do
-      {Warden, ^token, {:exited, _os_pid, status}} -> status
-      {Warden, ^token, :lost} -> nil
-      {Warden, ^token, {:not_started, _}} -> nil
-      {:DOWN, ^monitor, :process, _, _} = down -> send(self(), down) && nil
+      {Warden, ^token, {:exited, _os_pid, status}} -> {:exited, status}
+      {Warden, ^token, :lost} -> :lost
+      {Warden, ^token, {:not_started, _}} -> {:exited, nil}
+      {:DOWN, ^monitor, :process, _, _} -> :lost
     after
       patience -> nil
     end
@@ -372,10 +380,36 @@ defmodule Snakepit.Isolation.Worker do
   defp warden({:not_started, details}, state), do: exited(%{state | failure: start_failure(state, details)}, nil)
   defp warden({:exited, _os_pid, status}, state), do: exited(state, status)
 
-  defp warden(:lost, %{cause: cause} = state) when cause in [nil, :closed],
-    do: exited(%{state | cause: :warden}, nil)
+  defp warden(:lost, state) do
+    await_end(state.native, burial())
+    exited(if(state.cause in [nil, :closed], do: %{state | cause: :warden}, else: state), nil)
+  end
 
-  defp warden(:lost, state), do: exited(state, nil)
+  # The kernel kills a worker after its warden; nobody reports it. Its end of the control socket closes when none of its threads runs
+  # any more. Only then are its calls answered: one that it had not begun is given to another worker, and must not be begun here too.
+  defp await_end(native, deadline) do
+    case Native.worker_receive(native) do
+      :again -> if await_input(native, deadline), do: await_end(native, deadline)
+      :closed -> :ok
+      _ignored -> if now() < deadline, do: await_end(native, deadline)
+    end
+  end
+
+  defp burial, do: now() + System.convert_time_unit(@burial, :millisecond, :native)
+
+  defp await_input(native, deadline) do
+    left = System.convert_time_unit(max(deadline - now(), 0), :native, :millisecond)
+
+    with :ok <- Native.worker_select(native, :control) do
+      receive do
+        {:select, ^native, _, :ready_input} -> true
+      after
+        left -> false
+      end
+    else
+      _closed -> false
+    end
+  end
 
   defp start_failure(%{shared: %{id: id}}, details) do
     message = "#{details[:call]} failed with errno #{details[:errno]}"

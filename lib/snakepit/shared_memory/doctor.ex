@@ -23,10 +23,8 @@ defmodule Snakepit.SharedMemory.Doctor do
   end
 
   @doc "Prints them; false when something is an error."
-  @spec print() :: boolean()
-  def print do
-    checks = checks()
-
+  @spec print([check()]) :: boolean()
+  def print(checks \\ checks()) do
     for {level, subject, finding} <- checks,
         do: IO.puts("#{mark(level)} #{String.pad_trailing(subject, 18)} #{finding}")
 

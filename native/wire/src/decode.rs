@@ -464,35 +464,36 @@ impl<'a, B: Builder, S: Source> Reading<'a, B, S> {
         if length > self.source.remaining() {
             return Err(DecodeError::Truncated);
         }
-        self.charge(words::big(length))?;
-        let mut small = [MaybeUninit::<u8>::uninit(); 8];
-        let bytes: &[u8] = if let Some(room) = small.get_mut(..length) {
-            Payload::new(self.source, length)
-                .ok_or(DecodeError::Truncated)?
-                .copy_to(room)
-        } else {
-            stacks.bytes.clear();
-            Payload::new(self.source, length)
-                .ok_or(DecodeError::Truncated)?
-                .append_to(&mut stacks.bytes);
-            &stacks.bytes
-        };
-        let zeros = bytes.iter().rev().take_while(|byte| **byte == 0).count();
-        let bytes = &bytes[..bytes.len() - zeros];
-        let made = if bytes.len() <= 8 {
+        let mut room = [MaybeUninit::<u8>::uninit(); 8];
+        if let Some(room) = room.get_mut(..length) {
+            let payload = Payload::new(self.source, length).ok_or(DecodeError::Truncated)?;
             let mut word = [0; 8];
-            word[..bytes.len()].copy_from_slice(bytes);
+            word[..length].copy_from_slice(payload.copy_to(room));
             let value = u64::from_le_bytes(word);
-            match (negative, i64::try_from(value)) {
-                (false, Ok(value)) => self.builder.integer(value),
-                (false, Err(_)) => self.builder.unsigned(value),
-                (true, _) if value <= i64::MIN.unsigned_abs() => {
-                    self.builder.integer(0_i64.wrapping_sub_unsigned(value))
-                }
-                (true, _) => self.builder.big(true, bytes),
-            }
-        } else {
-            self.builder.big(negative, bytes)
+            // What fits a word costs what the encoder says, however it is spelled.
+            self.charge(signed(negative, value).map_or(words::big(8), words::integer))?;
+            return self.word(negative, value);
+        }
+        self.charge(words::big(length))?;
+        stacks.bytes.clear();
+        Payload::new(self.source, length)
+            .ok_or(DecodeError::Truncated)?
+            .append_to(&mut stacks.bytes);
+        let zeros = stacks.bytes.iter().rev().take_while(|byte| **byte == 0).count();
+        let bytes = &stacks.bytes[..stacks.bytes.len() - zeros];
+        if bytes.len() > 8 {
+            return self.builder.big(negative, bytes).map_err(DecodeError::Refused);
+        }
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        self.word(negative, u64::from_le_bytes(word))
+    }
+
+    fn word(&mut self, negative: bool, value: u64) -> Outcome<B> {
+        let made = match signed(negative, value) {
+            Some(value) => self.builder.integer(value),
+            None if negative => self.builder.big(true, &value.to_le_bytes()),
+            None => self.builder.unsigned(value),
         };
         made.map_err(DecodeError::Refused)
     }
@@ -515,6 +516,15 @@ impl<'a, B: Builder, S: Source> Reading<'a, B, S> {
             generation,
         };
         self.builder.name(name, &stacks.bytes).map_err(DecodeError::Refused)
+    }
+}
+
+/// The integer of this sign and magnitude, if it has 64 bits.
+fn signed(negative: bool, magnitude: u64) -> Option<i64> {
+    if negative {
+        0_i64.checked_sub_unsigned(magnitude)
+    } else {
+        i64::try_from(magnitude).ok()
     }
 }
 

@@ -4,6 +4,8 @@
 //! main thread    hygiene, Hello, Load -> load the library -> Loaded -> executor 0
 //! keeper         control channel, heartbeat, output              (from before the load on)
 //! executor_N     the other executors                             (from after the load on)
+//! callbacks      destructors and down callbacks that the VM sets off (from the first of them on)
+//! select         descriptors that the library waits for          (from the first of them on)
 //! ```
 
 use crate::channel::Requests;

@@ -23,7 +23,9 @@ const OWNER: u32 = 5;
 fn serving(warden: &Warden) -> Worker {
     let worker = warden.serving(&hosted("requests"));
     assert_eq!(worker.loaded.as_ref().unwrap().missing, Vec::<String>::new());
-    worker.ask("bind", &[pid(OWNER)]);
+    assert_eq!(worker.ask("bind", &[pid(OWNER)]), Value::atom("ok"));
+    // To know which pids are of the VM's node, once.
+    assert_eq!(worker.said().requests.len(), 1);
     worker
 }
 
@@ -264,6 +266,28 @@ fn the_callers_pid_is_printed_as_the_vm_prints_it() {
         assert_eq!(worker.ask("printed_self", &[]), text);
     }
     assert_eq!(worker.said().requests.len(), 1);
+}
+
+#[test]
+fn a_pid_of_another_node_is_not_local() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let named = |node: &str| {
+        let mut key = vec![88, 119, node.len() as u8];
+        key.extend_from_slice(node.as_bytes());
+        key.extend_from_slice(&[0, 0, 0, 90, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Value::Name {
+            name: name(NameKind::Pid, 50),
+            key,
+        }
+    };
+    let far = named("other@there");
+    assert_eq!(worker.ask("bind", std::slice::from_ref(&far)), Value::atom("no"));
+    assert_eq!(worker.ask("bind", &[pid(6)]), Value::atom("ok"));
+    // The VM gets that name itself. What came without is still its own.
+    worker.vm.lock().unwrap().node = Some("other@there".to_owned());
+    assert_eq!(worker.ask("bind", &[far]), Value::atom("ok"));
+    assert_eq!(worker.ask("bind", &[pid(6)]), Value::atom("ok"));
 }
 
 #[test]

@@ -69,6 +69,43 @@ defmodule Snakepit.Isolation.SurvivalTest do
     ready(library)
   end
 
+  test "the warden, with calls in its workers' queues: none is executed twice" do
+    library = load!(:adder, workers: 2)
+    path = Path.join(temporary_directory("notes"), "notes")
+
+    for round <- 1..5 do
+      parent = self()
+      warden = eventually(&Warden.os_pid/0)
+
+      callers =
+        for n <- 1..100 do
+          spawn_link(fn ->
+            text = "#{round}-#{n}"
+            result = Isolation.call(library, :note, [path, text <> "\n"], timeout: 30_000)
+            send(parent, {self(), text, result})
+          end)
+        end
+
+      eventually(fn -> File.exists?(path) end)
+      signal(warden)
+
+      results =
+        for caller <- callers do
+          receive do
+            {^caller, text, result} -> {text, result}
+          end
+        end
+
+      written = path |> File.read!() |> String.split("\n", trim: true)
+      assert written == Enum.uniq(written)
+      for {text, {:ok, :ok}} <- results, do: assert(text in written)
+      for {_, {:error, error}} <- results, do: assert(error.reason == :crashed)
+      eventually(fn -> Warden.os_pid() not in [warden, nil] end)
+      ready(library)
+      File.rm!(path)
+    end
+  end
+
   test "the library's supervisor: it is gone, and nothing of it is left" do
     library = load!(:adder, workers: 2)
     os_pids = for n <- 1..2, do: os_pid(library, n)

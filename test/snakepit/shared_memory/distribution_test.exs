@@ -6,37 +6,13 @@ defmodule Snakepit.SharedMemory.DistributionTest do
 
   @moduletag shm: false
 
-  # Distribution, and the port mapper, only where they do not run already; both go again.
   setup_all do
-    unless Node.alive?() do
-      {_, mapper} = System.cmd("epmd", ["-names"], stderr_to_stdout: true)
-      if mapper != 0, do: System.cmd("epmd", ["-daemon"])
-      name = :"shm_test_#{System.pid()}@127.0.0.1"
-      eventually(fn -> match?({:ok, _}, :net_kernel.start([name, :longnames])) end)
-
-      on_exit(fn ->
-        :net_kernel.stop()
-        if mapper != 0, do: eventually(fn -> match?({_, 0}, System.cmd("epmd", ["-kill"], stderr_to_stdout: true)) end)
-      end)
-    end
-
-    :ok
+    Snakepit.PeerNode.distribute()
   end
 
   setup do
-    {:ok, peer, node} =
-      :peer.start(%{
-        name: :"shm_peer_#{System.unique_integer([:positive])}",
-        host: ~c"127.0.0.1",
-        longnames: true,
-        connection: :standard_io,
-        args: [~c"-setcookie", Atom.to_charlist(Node.get_cookie())]
-      })
-
-    :peer.call(peer, :code, :add_paths, [:code.get_path()])
-    true = Node.connect(node)
-    on_exit(fn -> try(do: :peer.stop(peer), catch: (_, _ -> :ok)) end)
-    {:ok, Map.merge(start_instance(reconnect_grace: 300), %{peer: peer, node: node})}
+    peer = Snakepit.PeerNode.start()
+    {:ok, Map.merge(start_instance(reconnect_grace: 300), peer)}
   end
 
   # A process there that holds the region until it is killed.

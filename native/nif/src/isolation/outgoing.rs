@@ -71,7 +71,8 @@ impl<'a> Outgoing<'a> {
         let found = match self.spill.take() {
             Some(spill) if self.ring.spill_area(&spill).1 >= needed => Ok(spill),
             Some(spill) => {
-                let larger = (2 * needed).min(self.limit);
+                // The buffer may hold what is beyond the limit by a little: never less than is needed.
+                let larger = (2 * needed).min(self.limit).max(needed);
                 self.ring
                     .grow(spill, self.gone, larger)
                     .or_else(|(spill, _)| self.ring.grow(spill, self.gone, needed))

@@ -1,10 +1,15 @@
 //! Objects (resources) of a worker, as the VM holds them.
 //!
-//! Each time that a worker sends an object it counts one reference for the VM, and each time the VM makes a resource of its own for
-//! it, whose end gives that one reference back. So there is no moment at which both sides disagree.
+//! Each time that a worker sends an object it counts one reference for the VM. The first time the VM makes a resource of its own for
+//! it, whose end gives that reference back; as long as that one lives, later times are the same term, as a library
+//! promises (`enif_make_resource` of one object is one term), and give theirs back at once. So there is no moment at which both sides disagree.
+//!
+//! A resource that may be dying cannot be asked whether it is. But the VM itself finds a living one by the external format of its
+//! reference, and only a living one; so that is what is kept of it here.
 
 use super::handle::{Kind, Object};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::Arc;
 
@@ -14,6 +19,38 @@ pub struct Releases {
     incarnation: u64,
     /// None when the worker is dead.
     ids: Mutex<Option<Vec<u64>>>,
+    known: Mutex<Known>,
+}
+
+/// The resources that there are, or were a moment ago.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// The external format of the term, and which of the resources of that object it is.
+    objects: HashMap<u64, (u64, Box<[u8]>)>,
+    made: u64,
+}
+
+impl Known {
+    pub fn external(&self, id: u64) -> Option<&[u8]> {
+        self.objects.get(&id).map(|(_, external)| &**external)
+    }
+
+    /// The mark of a new resource.
+    pub fn next(&mut self) -> u64 {
+        self.made += 1;
+        self.made
+    }
+
+    pub fn put(&mut self, id: u64, mark: u64, external: &[u8]) {
+        self.objects.insert(id, (mark, external.into()));
+    }
+
+    /// Unless there is another one by now.
+    fn remove(&mut self, id: u64, mark: u64) {
+        if self.objects.get(&id).is_some_and(|(of, _)| *of == mark) {
+            self.objects.remove(&id);
+        }
+    }
 }
 
 impl Releases {
@@ -21,6 +58,23 @@ impl Releases {
         Releases {
             incarnation,
             ids: Mutex::new(Some(Vec::new())),
+            known: Mutex::default(),
+        }
+    }
+
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Nothing that may drop a [`Remote`] happens while it is held.
+    pub fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock()
+    }
+
+    /// One reference of the object is not needed any more.
+    pub fn give_back(&self, id: u64) {
+        if let Some(ids) = &mut *self.ids.lock() {
+            ids.push(id);
         }
     }
 
@@ -53,13 +107,15 @@ impl Releases {
 pub struct Remote {
     releases: Arc<Releases>,
     id: u64,
+    mark: u64,
 }
 
 impl Remote {
-    pub fn new(releases: &Arc<Releases>, id: u64) -> Self {
+    pub fn new(releases: &Arc<Releases>, id: u64, mark: u64) -> Self {
         Remote {
             releases: Arc::clone(releases),
             id,
+            mark,
         }
     }
 
@@ -74,9 +130,8 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        if let Some(ids) = &mut *self.releases.ids.lock() {
-            ids.push(self.id);
-        }
+        self.releases.give_back(self.id);
+        self.releases.known().remove(self.id, self.mark);
     }
 }
 

@@ -11,8 +11,8 @@ use snakepit_wire::{Name, NameKind};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// References asked for at once.
-const STOCK: u32 = 32;
+/// References asked for at once: so many first, and twice as many each time.
+const STOCK: u32 = 16;
 /// Made references that nobody needs any more are told at the latest when there are so many.
 const DONE: usize = 64;
 
@@ -29,6 +29,8 @@ struct Held {
     names: HashMap<Name, Holders>,
     /// Made by the VM and not used yet.
     stock: Vec<Keyed>,
+    /// How many were asked for last.
+    asked: u32,
     /// Made references that nobody holds any more.
     done: Vec<Named>,
 }
@@ -114,9 +116,14 @@ pub fn make() -> Option<Keyed> {
         Some(keyed)
     };
     stocked(None).or_else(|| {
-        let done = held().as_mut().map(|held| std::mem::take(&mut held.done));
-        tell_dropped(&done.unwrap_or_default());
-        let reply = service::ask(|request| Request::References { request, count: STOCK });
+        let (done, count) = {
+            let mut held = held();
+            let held = held.get_or_insert_default();
+            held.asked = (held.asked * 2).clamp(STOCK, NAMES as u32);
+            (std::mem::take(&mut held.done), held.asked)
+        };
+        tell_dropped(&done);
+        let reply = service::ask(|request| Request::References { request, count });
         let Some(Reply::Names(names)) = reply else {
             return None;
         };

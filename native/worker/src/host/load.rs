@@ -45,8 +45,8 @@ pub fn module() -> &'static str {
 
 /// What the load callback has left in `priv_data`.
 pub fn private() -> *mut c_void {
-    // Acquire pairs with the Release of `load`; executors are started after it anyhow.
-    PRIVATE.load(Ordering::Acquire)
+    // Written by the library itself, in `start`; whoever else reads it was started, or sent a call, after that.
+    PRIVATE.load(Ordering::Relaxed)
 }
 
 fn failed(stage: Stage, code: i64, message: impl Into<String>) -> Failed {
@@ -163,14 +163,12 @@ fn start(entry: &Entry, load_info: &[u8]) -> Result<(), Failed> {
         .decode(&mut source, &Limits::DEFAULT, &mut Arguments(&mut env))
         .map_err(|error| failed(Stage::LoadInfo, 0, error.to_string()))?;
     let Some(callback) = entry.load else { return Ok(()) };
-    let mut private = ptr::null_mut();
     missing::taken();
     option::loading(true);
+    // Its place for data is the one that `enif_priv_data` reads: libraries ask for what they have just put there.
     // SAFETY: the library's own callback, with an env, a place for its data and a term of the env.
-    let code = unsafe { callback(&raw mut *env, &raw mut private, info) };
+    let code = unsafe { callback(&raw mut *env, PRIVATE.as_ptr(), info) };
     option::loading(false);
-    // Release pairs with the Acquire of `private`.
-    PRIVATE.store(private, Ordering::Release);
     match (missing::taken(), code) {
         (_, 0) => Ok(()),
         (Some(symbol), code) => {

@@ -11,6 +11,7 @@ use super::service;
 use super::term::Term;
 use snakepit_wire::Name;
 use snakepit_wire::service::{Keyed, Named, Reply, Request};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -70,6 +71,17 @@ static TABLE: Mutex<Option<Table>> = Mutex::new(None);
 
 fn table() -> MutexGuard<'static, Option<Table>> {
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Entry {
+    /// The reference, made when it is asked for first.
+    fn term(&mut self, env: &mut Env) -> Option<Term> {
+        if self.reference.is_none() {
+            self.reference = held::make();
+        }
+        let keyed = self.reference.as_ref()?;
+        Some(env.handle(keyed.name.0, &keyed.key))
+    }
 }
 
 impl Drop for Entry {
@@ -169,62 +181,66 @@ pub fn down(number: u64) {
         table.remove(number)
     };
     let Some(entry) = entry else { return };
-    let object = entry.object;
+    let (object, mut process) = (entry.object, entry.process);
     // SAFETY: a reference is held. Only objects of a type with this callback have monitors.
     unsafe {
         if let Some(callback) = (*resource::kind(object)).callbacks().down {
             let mut env = Env::callback();
-            let mut process = entry.process;
             let mut monitor = Monitor::new(number);
-            FIRING.set(Some((number, entry.reference.clone())));
+            FIRING.set(Some((number, entry)));
             callback(
                 &raw mut *env,
                 resource::data(object),
                 (&raw mut process).cast(),
                 (&raw mut monitor).cast::<c_void>(),
             );
-            FIRING.set(None);
+            drop(FIRING.take());
         }
-        drop(entry);
         resource::release(object);
     }
 }
 
 thread_local! {
-    /// The monitor whose callback runs in this thread, and its reference: its entry is gone already.
-    static FIRING: std::cell::Cell<Option<(u64, Option<Keyed>)>> = const { std::cell::Cell::new(None) };
+    /// The monitor whose callback runs in this thread: it is in the table no more.
+    static FIRING: Cell<Option<(u64, Entry)>> = const { Cell::new(None) };
 }
 
 /// The reference of a monitor, the same each time as long as it is active and while its callback runs. `None` when the VM
 /// makes none.
 pub fn reference(env: &mut Env, monitor: &Monitor) -> Option<Term> {
     let number = monitor.number();
-    let known = |table: &Option<Table>| table.as_ref()?.active.get(&number)?.reference.clone();
-    let firing = FIRING.take();
-    FIRING.set(firing.clone());
-    let of_callback = firing
-        .filter(|(firing, _)| *firing == number)
-        .and_then(|(_, keyed)| keyed);
-    if let Some(keyed) = of_callback.or_else(|| known(&table())) {
-        return Some(env.handle(keyed.name.0, &keyed.key));
+    if let Some((firing, mut entry)) = FIRING.take() {
+        let term = (firing == number).then(|| entry.term(env));
+        FIRING.set(Some((firing, entry)));
+        if let Some(term) = term {
+            return term;
+        }
     }
-    let made = held::make()?;
+    // Made outside of the table's lock: the VM may be asked.
+    let known = |table: &Option<Table>| Some(table.as_ref()?.active.get(&number)?.reference.is_some());
+    let made = match known(&table()) {
+        Some(true) => None,
+        Some(false) | None => Some(held::make()?),
+    };
     let mut table = table();
     let entry = table.as_mut().and_then(|table| table.active.get_mut(&number));
-    let Some(entry) = entry else {
-        // Of a monitor that has ended: nobody else has seen one of it.
-        drop(table);
-        return Some(env.made_reference(made.name.0, &made.key));
-    };
-    let keyed = match &entry.reference {
-        // Another thread was faster.
-        Some(keyed) => {
+    let keyed = match (entry.map(|entry| &mut entry.reference), made) {
+        (Some(Some(keyed)), spare) => {
             let keyed = keyed.clone();
             drop(table);
-            held::let_go(&[made.name.0]);
+            // Another thread was faster.
+            held::let_go(&spare.map_or_else(Vec::new, |spare| vec![spare.name.0]));
             keyed
         }
-        None => entry.reference.insert(made).clone(),
+        (Some(place @ None), Some(made)) => place.insert(made).clone(),
+        // Of a monitor that has ended: nobody will see another one of it.
+        (None, Some(made)) => return Some(env.made_reference(made.name.0, &made.key)),
+        // It has ended just now.
+        (_, None) => {
+            drop(table);
+            let made = held::make()?;
+            return Some(env.made_reference(made.name.0, &made.key));
+        }
     };
     Some(env.handle(keyed.name.0, &keyed.key))
 }

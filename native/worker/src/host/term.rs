@@ -3,13 +3,15 @@
 //! ```text
 //! 000 special    0 is THE_NON_VALUE, nothing else
 //! 001 integer    61 bits, signed
-//! 010 atom       number in the process-wide table
-//! 011 nil
+//! 010 nil
+//! 011 atom       number in the process-wide table; odd, as in the VM: OTP's own crypto has `atom & condition`
 //! 100 cons       address of two words
 //! 101 boxed      address of a header word; its low 8 bits are the kind, the others a size
 //! 110 pid        index (29 bits) and generation (32 bits) in the VM's table for this worker
 //! 111 port       the same
 //! ```
+//!
+//! Atoms are odd, as the VM's are: OTP's crypto ends its walk over a table with `atom & (atom != atom_false)`.
 //!
 //! The functions that compare and hash get no env, so words describe themselves. Whatever a boxed word points to lives
 //! in the arena of an env or in a buffer that the env holds. A word that a library invents is trusted like every other
@@ -26,7 +28,8 @@ pub struct Term(pub u64);
 
 const TAG: u64 = 7;
 const INTEGER: u64 = 1;
-const ATOM: u64 = 2;
+const NIL: u64 = 2;
+const ATOM: u64 = 3;
 const CONS: u64 = 4;
 const BOXED: u64 = 5;
 const PID: u64 = 6;
@@ -118,7 +121,7 @@ pub enum Shape<'a> {
 
 impl Term {
     pub const NON_VALUE: Self = Self(0);
-    pub const NIL: Self = Self(3);
+    pub const NIL: Self = Self(NIL);
 
     #[inline]
     pub const fn small(value: i64) -> Option<Self> {
@@ -320,7 +323,7 @@ impl Term {
         match self.0 & TAG {
             INTEGER => Shape::Small(self.0 as i64 >> 3),
             ATOM => Shape::Atom((self.0 >> 3) as u32),
-            3 => Shape::Nil,
+            NIL => Shape::Nil,
             CONS => self
                 .as_cons()
                 .map_or(Shape::Invalid, |cell| Shape::Cons(cell.head, cell.tail)),

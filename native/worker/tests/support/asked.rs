@@ -1,7 +1,7 @@
 //! The VM's part in what a library asks: takes the requests out of the ring's event queue, answers them, and keeps what was
 //! said.
 
-use super::{Channel, PATIENCE, Reply as Answer, Worker};
+use super::{PATIENCE, Reply as Answer, Worker};
 use snakepit_shm_core::ring::bell::Wait;
 use snakepit_shm_core::ring::status;
 use snakepit_shm_core::ring::vm::{Call, Poll};
@@ -32,6 +32,8 @@ pub struct Vm {
     /// Taken records, and those that were in the queue when an answer was taken which said so.
     pub records: usize,
     pub queued: usize,
+    /// What the VM's node is called, once it has a name.
+    pub node: Option<String>,
     /// No request is answered.
     pub silent: bool,
 }
@@ -77,8 +79,12 @@ pub fn name(kind: NameKind, index: u32) -> Name {
 
 /// A local pid's external format.
 pub fn pid_key(number: u32) -> Vec<u8> {
-    let mut key = vec![88, 119, 13];
-    key.extend_from_slice(b"nonode@nohost");
+    node_key("nonode@nohost", number)
+}
+
+fn node_key(node: &str, number: u32) -> Vec<u8> {
+    let mut key = vec![88, 119, node.len() as u8];
+    key.extend_from_slice(node.as_bytes());
     key.extend_from_slice(&number.to_be_bytes());
     key.extend_from_slice(&[0; 8]);
     key
@@ -116,6 +122,13 @@ impl Vm {
         decoded(&bytes)
     }
 
+    /// Of the node that the VM is now; what came from `other@there` came from there.
+    fn key(&self, index: u32) -> Vec<u8> {
+        let far = index == 50 && self.node.is_none();
+        let node = if far { Some("other@there") } else { self.node.as_deref() };
+        node_key(node.unwrap_or("nonode@nohost"), index + 40)
+    }
+
     fn lives(&self, name: Named) -> Reply {
         if self.dead.contains(&name.0.index) {
             Reply::No
@@ -124,14 +137,15 @@ impl Vm {
         }
     }
 
-    fn take(&mut self, record: &[u8], control: &Channel) {
+    /// Takes a record; the answer, if one is asked for.
+    pub fn take(&mut self, record: &[u8]) -> Option<(u32, Reply)> {
         self.records += 1;
         let request: Request = control::decode(record).unwrap();
         let (number, reply) = match &request {
             Request::Part { stream, bytes } => {
                 assert!(bytes.len() <= snakepit_wire::service::PIECE);
                 self.parts.entry(*stream).or_default().extend_from_slice(bytes);
-                return;
+                return None;
             }
             Request::Send {
                 request,
@@ -187,7 +201,7 @@ impl Vm {
                 )
             }
             Request::Monitor { request, pid, .. } => (*request, self.lives(*pid)),
-            Request::Key { request, name } => (*request, Reply::Key(pid_key(name.0.index + 40))),
+            Request::Key { request, name } => (*request, Reply::Key(self.key(name.0.index))),
             Request::Drop { names } => {
                 self.made.retain(|made| !names.contains(made));
                 (0, Reply::No)
@@ -197,9 +211,7 @@ impl Vm {
         if !matches!(request, Request::Send { .. } | Request::Command { .. }) {
             self.requests.push(request);
         }
-        if number != 0 && !self.silent {
-            control.say(&ToWorker::Answer { request: number, reply });
-        }
+        (number != 0 && !self.silent).then_some((number, reply))
     }
 
     /// The monitors that were asked for, in their order.
@@ -220,7 +232,9 @@ impl Worker {
         self.ring
             .events(64, |kind, record| {
                 assert_eq!(kind, KIND);
-                vm.take(record, control);
+                if let Some((request, reply)) = vm.take(record) {
+                    control.say(&ToWorker::Answer { request, reply });
+                }
             })
             .unwrap()
     }

@@ -9,9 +9,17 @@ use snakepit_wire::{Decoder, Limits, NameKind, SliceSource};
 use std::ffi::c_int;
 use std::ptr;
 
-/// The word of a pid or port of this node.
-fn local(term: Term, kind: NameKind) -> bool {
+/// The word of a pid or port.
+fn is(term: Term, kind: NameKind) -> bool {
     term.as_local().is_some_and(|name| name.kind == kind)
+}
+
+/// The word of a pid or port of the VM's own node.
+unsafe fn local(env: *const Env, term: Term, kind: NameKind) -> bool {
+    // SAFETY: the library's env, or null in a thread of its own.
+    let caller = unsafe { env.as_ref() }.and_then(|env| env.caller.as_local());
+    term.as_local()
+        .is_some_and(|name| name.kind == kind && name::is_local(name, caller))
 }
 
 /// Asks whether a process or port lives.
@@ -48,16 +56,16 @@ api! {
         pid
     }
 
-    fn enif_get_local_pid(_env: *mut Env, term: Term, pid: *mut Term) -> c_int {
-        if !local(term, NameKind::Pid) {
+    fn enif_get_local_pid(env: *mut Env, term: Term, pid: *mut Term) -> c_int {
+        if !local(env, term, NameKind::Pid) {
             return 0;
         }
         pid.write(term);
         1
     }
 
-    fn enif_get_local_port(_env: *mut Env, term: Term, port: *mut Term) -> c_int {
-        if !local(term, NameKind::Port) {
+    fn enif_get_local_port(env: *mut Env, term: Term, port: *mut Term) -> c_int {
+        if !local(env, term, NameKind::Port) {
             return 0;
         }
         port.write(term);
@@ -78,11 +86,11 @@ api! {
     }
 
     fn enif_is_process_alive(_env: *mut Env, pid: *mut Term) -> c_int {
-        c_int::from(local(*pid, NameKind::Pid) && lives(*pid))
+        c_int::from(is(*pid, NameKind::Pid) && lives(*pid))
     }
 
     fn enif_is_port_alive(_env: *mut Env, port: *mut Term) -> c_int {
-        c_int::from(local(*port, NameKind::Port) && lives(*port))
+        c_int::from(is(*port, NameKind::Port) && lives(*port))
     }
 
     fn enif_whereis_pid(_env: *mut Env, name: Term, pid: *mut Term) -> c_int {

@@ -71,10 +71,19 @@ api! {
     }
 
     fn enif_dlopen(library: *const c_char, handle: Report, argument: *mut c_void) -> *mut c_void {
-        // Null is the program itself.
-        let opened = libc::dlopen(library, libc::RTLD_NOW);
+        // The name comes without its ending, whatever it looks like. Null, undefined in the VM, is the program itself.
+        let file = (!library.is_null()).then(|| [CStr::from_ptr(library).to_bytes(), b".so\0"].concat());
+        let name = file.as_ref().map_or(std::ptr::null(), |file| file.as_ptr().cast());
+        let opened = libc::dlopen(name, libc::RTLD_NOW);
         if opened.is_null() {
             report(handle, argument);
+        } else if file.is_some() {
+            // Half of a library that lies in two files may set itself up there; the VM calls it without arguments too.
+            let init = libc::dlsym(opened, c"nif_init".as_ptr());
+            if !init.is_null() {
+                let init: unsafe extern "C" fn() -> *mut c_void = std::mem::transmute(init);
+                init();
+            }
         }
         opened
     }

@@ -1,0 +1,181 @@
+defmodule Snakepit.Isolation.DropIn do
+  @moduledoc false
+  # Somebody else's module, its library isolated: the module is rewritten (`DropIn.Rewriter`), its code replaced
+  # (`DropIn.Code`), and its own code, often on_load, then loads the library through `DropIn.Loader`.
+  #
+  # Two persistent terms for each module. What is known of it, under {DropIn, module}: it outlives the application, since the
+  # module's code does, so that it can be restored at any time. And its slot, which the gates of its functions read:
+  # {library, false, true, ...}, one element for each function that may be a NIF.
+
+  alias Snakepit.Isolation
+  alias Snakepit.Isolation.{DropIn, Error, Library, Options}
+  alias Snakepit.Isolation.DropIn.{Rewriter, Source}
+
+  @type state :: %{
+          module: module(),
+          slot: atom(),
+          functions: %{{atom(), arity()} => pos_integer()},
+          declared: boolean(),
+          # For load/2.
+          options: keyword(),
+          # To put it back.
+          file: charlist(),
+          original: binary(),
+          md5: binary(),
+          # Why the library was not loaded, while isolate/2 runs.
+          error: Error.t() | nil
+        }
+
+  @spec isolate(module(), term()) :: :ok | {:error, Error.t()}
+  def isolate(module, options) do
+    with {:ok, options} <- Options.isolate(module, options) do
+      alone(module, fn ->
+        with :ok <- not_isolated(module),
+             {:ok, source} <- Source.find(module),
+             do: replace(source, options)
+      end)
+    end
+  end
+
+  @doc """
+  The same for code that is not what its file has, in place of whatever is loaded: `beam` is what `restore/1` puts back. A library of
+  earlier code is unloaded.
+  """
+  @spec isolate_beam(module(), charlist(), binary(), keyword()) :: :ok | {:error, Error.t()}
+  def isolate_beam(module, file, beam, options) do
+    with {:ok, options} <- Options.isolate(module, options),
+         {:ok, source} <- Source.read(module, file, beam) do
+      alone(module, fn ->
+        if earlier = fetch(module), do: forget(earlier)
+        replace(source, options)
+      end)
+    end
+  end
+
+  @spec restore(module()) :: :ok | {:error, Error.t()}
+  def restore(module) do
+    alone(module, fn ->
+      case fetch(module) do
+        nil ->
+          {:error, Error.new(:not_loaded, module, nil, %{because: :not_isolated})}
+
+        state ->
+          with :ok <- DropIn.Code.purge(module),
+               :ok <- put_back(state) do
+            # Nobody calls a new library by now, and the old one only whoever runs in old code.
+            forget(state)
+          end
+      end
+    end)
+  end
+
+  # One at a time for each module; whoever is killed meanwhile gives it up.
+  defp alone(module, function), do: :global.trans({{__MODULE__, module}, self()}, function, [node()])
+
+  defp not_isolated(module) do
+    case fetch(module) do
+      nil ->
+        :ok
+
+      state ->
+        # Its code may have been loaded anew from its file by somebody else.
+        if DropIn.Code.md5(module) == state.md5,
+          do: {:error, Error.new(:already_isolated, module)},
+          else: forget(state)
+    end
+  end
+
+  # ── There ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp replace(%Source{module: module, file: file} = source, options) do
+    with {:ok, rewritten} <- Rewriter.rewrite(source),
+         :ok <- DropIn.Code.purge(module) do
+      {:ok, {_, md5}} = :beam_lib.md5(rewritten.beam)
+
+      state = %{
+        module: module,
+        slot: rewritten.slot,
+        functions: rewritten.functions,
+        declared: rewritten.declared,
+        options: options,
+        file: file,
+        original: source.beam,
+        md5: md5,
+        error: nil
+      }
+
+      loaded_before? = :erlang.module_loaded(module)
+      # A slot that somebody in old code still needed when the module was restored last.
+      :persistent_term.erase(rewritten.slot)
+      put(state)
+
+      case DropIn.Code.load(module, file, rewritten.beam) do
+        :ok -> settle(state, rewritten.on_load, loaded_before?)
+        {:error, error} -> withdraw(state, error)
+      end
+    end
+  end
+
+  # Some modules go on without their library when it cannot be loaded; whoever wants it isolated does not.
+  defp settle(%{module: module} = state, on_load?, loaded_before?) do
+    case {library(module), fetch(module)} do
+      {nil, %{error: %Error{} = error}} when on_load? ->
+        if loaded_before?, do: put_back(state), else: DropIn.Code.delete(module)
+        forget(state)
+        {:error, error}
+
+      _ ->
+        # Whoever runs in the old code goes on in it.
+        _ = DropIn.Code.purge(module)
+        :ok
+    end
+  end
+
+  # The VM has kept the module as it was.
+  defp withdraw(%{module: module} = state, error) do
+    because = fetch(module).error
+    forget(state)
+    {:error, because || error}
+  end
+
+  # ── Back ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  defp put_back(%{module: module, file: file, original: original}), do: DropIn.Code.load(module, file, original)
+
+  defp forget(%{module: module, slot: slot}) do
+    loaded = library(module)
+    if loaded, do: Isolation.unload(loaded)
+    :persistent_term.erase({__MODULE__, module})
+    # Gates in old code that is still run find a library that has been unloaded, not a function that was never loaded.
+    if DropIn.Code.purge(module) == :ok, do: :persistent_term.erase(slot)
+    :ok
+  end
+
+  # ── What is known ─────────────────────────────────────────────────────────────────────────────────────────────
+
+  @spec fetch(module()) :: state() | nil
+  def fetch(module), do: :persistent_term.get({__MODULE__, module}, nil)
+
+  defp put(state), do: :persistent_term.put({__MODULE__, state.module}, state)
+
+  @doc "The library of an isolated module, if the module has loaded it."
+  @spec library(module()) :: Library.t() | nil
+  def library(module) do
+    with %{slot: slot} <- fetch(module),
+         loaded when is_tuple(loaded) <- :persistent_term.get(slot, nil),
+         do: elem(loaded, 0),
+         else: (_ -> nil)
+  end
+
+  @doc "Opens the gates of the library's functions."
+  @spec loaded(state(), Library.t()) :: :ok
+  def loaded(%{slot: slot, functions: functions} = state, library) do
+    put(%{state | error: nil})
+    gates = functions |> Enum.sort_by(&elem(&1, 1)) |> Enum.map(fn {function, _} -> function in library.functions end)
+    :persistent_term.put(slot, List.to_tuple([library | gates]))
+  end
+
+  @doc "The library could not be loaded; the module may try another one."
+  @spec failed(state(), Error.t()) :: :ok
+  def failed(state, error), do: put(%{state | error: error})
+end

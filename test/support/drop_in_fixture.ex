@@ -1,0 +1,87 @@
+defmodule Snakepit.DropInFixture do
+  @moduledoc false
+  # Modules with NIFs to isolate: test/support/fixtures/drop_in. Each is compiled into a directory of its own in the code
+  # path, and is gone when the test has ended.
+
+  alias Snakepit.{Isolation, NativeFixture, ShmCase}
+
+  @sources Path.expand("fixtures/drop_in", __DIR__)
+  @erlang :snakepit_drop_in
+  @elixir Snakepit.Fixture.DropIn
+
+  @doc "The Erlang module, not yet loaded. `defines` as in its source; `options` of the compiler."
+  def erlang(defines \\ [:ON_LOAD], options \\ [:debug_info]) do
+    directory = directory()
+    settings(@erlang, path: NativeFixture.path(:drop_in))
+    compile(directory, "snakepit_drop_in", Enum.map(defines, &{:d, &1}) ++ options)
+    ready(@erlang, directory)
+  end
+
+  @doc "The Elixir module, not yet loaded."
+  def elixir do
+    directory = directory()
+    settings(@elixir, path: NativeFixture.path(:drop_in_elixir))
+    # Compiling loads it.
+    [{@elixir, beam}] = Code.compile_file(Path.join(@sources, "drop_in.exs"))
+    unload(@elixir)
+    File.write!(Path.join(directory, "#{@elixir}.beam"), beam)
+    ready(@elixir, directory)
+  end
+
+  @doc "What the module finds when it loads its library: `path:`, `load_info:`, `lax:`."
+  def settings(module, settings) do
+    key = {module, :settings}
+    before = :persistent_term.get(key, %{load_info: {:info, [1]}, lax: false})
+
+    :persistent_term.put(
+      key,
+      settings |> Map.new() |> then(&Map.merge(before, &1)) |> Map.update!(:path, &to_charlist/1)
+    )
+  end
+
+  @doc """
+  What a call gives or raises, with the module's own part of the stack trace: function and arity or arguments, without
+  places in files, which a NIF does not have. Another VM can be asked too.
+  """
+  def outcome(module, function, arguments) do
+    {:ok, apply(module, function, arguments)}
+  catch
+    class, reason ->
+      {class, reason, for({^module, name, arguments, _} <- __STACKTRACE__, do: {name, arguments})}
+  end
+
+  @doc "Compiles a source of fixtures/drop_in into a directory."
+  def compile(directory, name, options) do
+    source = to_charlist(Path.join(@sources, name <> ".erl"))
+    {:ok, _} = :compile.file(source, [:return_errors, outdir: to_charlist(directory)] ++ options)
+    :ok
+  end
+
+  def directory, do: ShmCase.temporary_directory("drop-in")
+
+  defp ready(module, directory) do
+    directory = to_charlist(directory)
+    true = :code.add_patha(directory)
+
+    ExUnit.Callbacks.on_exit(fn ->
+      if Isolation.DropIn.fetch(module), do: restore(module)
+      unload(module)
+      :code.del_path(directory)
+      for key <- [:settings, :loads, :in_on_load], do: :persistent_term.erase({module, key})
+    end)
+
+    module
+  end
+
+  # Also where the test has made its library unusable.
+  defp restore(module) do
+    :code.purge(module)
+    with {:error, _} <- Isolation.restore(module), do: settings(module, lax: true) && Isolation.restore(module)
+  end
+
+  def unload(module) do
+    :code.purge(module)
+    :code.delete(module)
+    :code.purge(module)
+  end
+end
