@@ -14,7 +14,8 @@ end
 
 # What stands in the isolated suite for the functions by which it loads modules.
 defmodule :conformance do
-  alias Snakepit.Isolation.DropIn
+  alias Snakepit.Isolation.{DropIn, Library}
+  alias Snakepit.Native
 
   def compile_file(file, options), do: :compile.file(file, [:debug_info | options])
   def load_binary(module, file, beam), do: load(module, file, beam)
@@ -30,7 +31,36 @@ defmodule :conformance do
     end
   end
 
-  def options, do: [sandbox: :none, output: :discard]
+  # What a library in the VM may do without being asked.
+  def options, do: [sandbox: :none, output: :discard, whereis: :all, port_command: true]
+
+  # The suite waits for what the VM does later, such as the destructors of objects. So does the worker: it is told what was
+  # collected, and has had a call's time for it when it has nothing to release any more.
+  def set_internal_state(:wait, :aux_work) do
+    :erts_debug.set_internal_state(:wait, :aux_work)
+
+    for module <- [:nif_SUITE, :nif_mod],
+        library = DropIn.library(module),
+        row <- Library.rows(library.table),
+        row.native do
+      Native.worker_flush(row.native)
+      settled(row.native, nil, 20)
+    end
+
+    true
+  end
+
+  def set_internal_state(key, value), do: :erts_debug.set_internal_state(key, value)
+
+  # Until two looks in a row, a heartbeat apart, have the same number of objects.
+  defp settled(_native, _before, 0), do: :ok
+
+  defp settled(native, before, looks) do
+    case Native.worker_status(native).status do
+      %{objects: ^before} -> :ok
+      %{objects: objects} -> Process.sleep(600) && settled(native, objects, looks - 1)
+    end
+  end
 end
 
 defmodule Conformance.Case do

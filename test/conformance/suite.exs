@@ -83,6 +83,7 @@ defmodule Conformance.Suite do
       {:erlang, :load_module, 2} -> redirected(anno, at, :load_module, arguments)
       {:code, :load_binary, 3} -> redirected(anno, at, :load_binary, arguments)
       {:compile, :file, 2} -> redirected(anno, at, :compile_file, arguments)
+      {:erts_debug, :set_internal_state, 2} -> redirected(anno, at, :set_internal_state, arguments)
       {:erlang, :purge_module, 1} -> redirected(anno, at, :purge_module, arguments)
       _ -> call |> Tuple.to_list() |> redirect() |> List.to_tuple()
     end

@@ -69,8 +69,8 @@ defmodule Snakepit.Isolation.DropIn.Loader do
   defp answer(%Error{details: %{stage: :no_init, message: message}}),
     do: failed(:bad_lib, "Failed to find library init function: '#{message}'")
 
-  defp answer(%Error{details: %{stage: stage}} = error) when stage in [:init, :nif_version],
-    do: failed(:bad_lib, Exception.message(error))
+  defp answer(%Error{details: %{stage: stage, message: message}}) when stage in [:init, :nif_version],
+    do: failed(:bad_lib, message)
 
   defp answer(%Error{} = error), do: failed(:load_failed, "Failed to load NIF library: " <> Exception.message(error))
 

@@ -3,6 +3,7 @@
 use super::env::{Env, Nif};
 use super::term::Term;
 use snakepit_wire::control::{Failed, Function, Stage};
+use std::collections::HashSet;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 /// The newest version that this host speaks.
@@ -101,7 +102,16 @@ impl Entry {
         let functions = (0..raw.functions as usize)
             // SAFETY: the table has as many functions as the entry says.
             .map(|position| unsafe { function(raw.table, position, minor) })
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut seen = HashSet::new();
+        if let Some((twice, _)) = functions
+            .iter()
+            .find(|(function, _)| !seen.insert((&function.name, function.arity)))
+        {
+            // In the VM's words, which its test suite looks at.
+            let message = format!("Duplicate NIF entry for {module}:{}/{}", twice.name, twice.arity);
+            return Err(failed(Stage::Init, message));
+        }
         Ok(Self {
             module,
             minor: minor as u8,

@@ -3,10 +3,12 @@
 
 use super::locks::owned_name;
 use crate::host::executor;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 pub type Body = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
 
@@ -38,6 +40,16 @@ unsafe extern "C" {
 
 thread_local! {
     static SELF: Cell<*mut Thread> = const { Cell::new(ptr::null_mut()) };
+    /// By key. Not the C library's: it has 1024 keys, the VM as many as one likes.
+    static DATA: RefCell<HashMap<c_int, *mut c_void>> = RefCell::default();
+}
+
+/// The next key. Keys are not used again, so what a thread has under a destroyed one is found by nobody.
+static KEYS: AtomicI32 = AtomicI32::new(0);
+
+/// None: there is nothing, or the thread is so near its end that there is nothing any more.
+fn own(usage: impl FnOnce(&mut HashMap<c_int, *mut c_void>) -> Option<*mut c_void>) -> Option<*mut c_void> {
+    DATA.try_with(|data| usage(&mut data.borrow_mut())).ok().flatten()
 }
 
 /// What the thread is to run.
@@ -131,23 +143,21 @@ api! {
     }
 
     fn enif_tsd_key_create(_name: *mut c_char, key: *mut c_int) -> c_int {
-        let mut made = 0;
-        let error = libc::pthread_key_create(&raw mut made, None);
-        if error == 0 {
-            key.write(made as c_int);
-        }
-        error
+        // Relaxed: only that it is nobody else's.
+        key.write(KEYS.fetch_add(1, Ordering::Relaxed));
+        0
     }
 
     fn enif_tsd_key_destroy(key: c_int) {
-        libc::pthread_key_delete(key as libc::pthread_key_t);
+        // Other threads keep what they have put there: nobody can ask for it any more.
+        own(|data| data.remove(&key));
     }
 
     fn enif_tsd_set(key: c_int, data: *mut c_void) {
-        libc::pthread_setspecific(key as libc::pthread_key_t, data);
+        own(|own| own.insert(key, data));
     }
 
     fn enif_tsd_get(key: c_int) -> *mut c_void {
-        libc::pthread_getspecific(key as libc::pthread_key_t)
+        own(|data| data.get(&key).copied()).unwrap_or(ptr::null_mut())
     }
 }
