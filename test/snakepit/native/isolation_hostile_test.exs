@@ -74,6 +74,31 @@ defmodule Snakepit.Native.IsolationHostileTest do
     assert {:ok, 1} = Isolation.call(library, :tables, [])
   end
 
+  test "objects in answers that the short way refuses are released once" do
+    load!(:cpp)
+    {warden, _} = warden()
+    {:ok, pool} = Native.pool_new(1)
+    worker = serve(pool, 0, warden, :cpp, %{atoms: Native.atoms_new(0)})
+    on_exit(fn -> Native.worker_close(worker, {:crashed, %{}}) end)
+
+    # Short enough for it, and with time to be answered. Nobody sends releases to this worker: they are all there.
+    for n <- 1..20 do
+      text = "short#{n}#{System.unique_integer([:positive])}"
+      assert {:error, {:too_many_atoms, _}} = outcome(pool, :table_with_atom, [text])
+    end
+
+    eventually(fn -> :erlang.garbage_collect() && Native.worker_status(worker).releases >= 20 end)
+    assert Native.worker_status(worker).releases == 20
+    assert {:ok, 20} = outcome(pool, :tables, [])
+  end
+
+  defp outcome(pool, function, arguments) do
+    case Native.call(pool, function, arguments, 1_000) do
+      {:pending, ticket} -> result(ticket)
+      answer -> answer
+    end
+  end
+
   defp server_native(library), do: Library.lookup(library.table, {:worker, 1}).native
 
   test "objects are released as fast as they are made" do
