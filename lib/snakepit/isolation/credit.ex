@@ -1,7 +1,7 @@
 defmodule Snakepit.Isolation.Credit do
   @moduledoc false
   # Whether the processes keep up to which a library sends. It is told what was sent to whom, looks how many messages they
-  # have waiting, and answers `{Credit, pid, :clear}`, or `:full` and, as soon as that is over, `:clear`.
+  # have waiting, and answers `{Credit, pid, :clear}`, or `{:full, one_of_them}` and, as soon as that is over, `:clear`.
   #
   # Apart from the Doorbell, because looking waits for the process that is looked at.
   #
@@ -36,7 +36,11 @@ defmodule Snakepit.Isolation.Credit do
     receive do
       {__MODULE__, sent} ->
         known = sent |> Enum.reduce(known, &add/2) |> prune()
-        if full?(known, limits), do: hold(owner, limits, known), else: clear(owner, limits, known)
+
+        case full(known, limits) do
+          nil -> clear(owner, limits, known)
+          pid -> hold(owner, limits, known, pid)
+        end
 
       {:DOWN, _, :process, ^owner, _} ->
         :ok
@@ -48,8 +52,8 @@ defmodule Snakepit.Isolation.Credit do
     listen(owner, limits, known)
   end
 
-  defp hold(owner, limits, known) do
-    send(owner, {__MODULE__, self(), :full})
+  defp hold(owner, limits, known, pid) do
+    send(owner, {__MODULE__, self(), {:full, pid}})
     look_again(owner, limits, known)
   end
 
@@ -59,7 +63,7 @@ defmodule Snakepit.Isolation.Credit do
     after
       @again ->
         known = prune(known)
-        if full?(known, limits), do: look_again(owner, limits, known), else: clear(owner, limits, known)
+        if full(known, limits), do: look_again(owner, limits, known), else: clear(owner, limits, known)
     end
   end
 
@@ -81,9 +85,10 @@ defmodule Snakepit.Isolation.Credit do
   defp newest([], _waiting), do: []
   defp newest([{messages, _} = first | sent], waiting), do: [first | newest(sent, waiting - messages)]
 
-  defp full?(known, {messages, bytes}) do
-    Enum.any?(known, fn {_pid, {waiting, sent}} ->
-      waiting > messages or Enum.sum(for {_, bytes} <- sent, do: bytes) > bytes
+  # One that is over a limit.
+  defp full(known, {messages, bytes}) do
+    Enum.find_value(known, fn {pid, {waiting, sent}} ->
+      if waiting > messages or Enum.sum(for {_, bytes} <- sent, do: bytes) > bytes, do: pid
     end)
   end
 

@@ -7,7 +7,8 @@ defmodule Snakepit.Isolation.Doorbell do
   #                              └──:full──▶ holding ──:clear──▶ serving
   #
   # While it waits or holds, callers are woken as ever. Tells the Worker when the worker lies, `{Doorbell, pid, {reason, details}}`,
-  # and when its library has asked for what it is not granted, `{Doorbell, pid, :denied, function}`.
+  # when its library has asked for what it is not granted, `{Doorbell, pid, :denied, function}`, and when a mailbox is full,
+  # `{Doorbell, pid, :full, its_process}`.
 
   alias Snakepit.Isolation.Credit
   alias Snakepit.Native
@@ -78,7 +79,11 @@ defmodule Snakepit.Isolation.Doorbell do
   end
 
   defp heard(state, :clear), do: %{state | mode: :serve}
-  defp heard(state, :full), do: %{state | mode: :hold}
+
+  defp heard(state, {:full, pid}) do
+    send(state.owner, {__MODULE__, self(), :full, pid})
+    %{state | mode: :hold}
+  end
 
   defp priority(%{priority: priority} = state, priority), do: state
 

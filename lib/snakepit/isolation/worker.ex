@@ -99,6 +99,8 @@ defmodule Snakepit.Isolation.Worker do
       cause: nil,
       # What it said itself before it ended.
       failure: nil,
+      # Whether it was said that it waits for a mailbox.
+      full: false,
       timer: nil,
       crashes: [],
       watch: nil
@@ -144,6 +146,8 @@ defmodule Snakepit.Isolation.Worker do
     denied(state, function)
     {:noreply, state}
   end
+
+  def handle_info({Doorbell, pid, :full, receiver}, %{doorbell: pid} = state), do: {:noreply, full(state, receiver)}
 
   def handle_info({:load_timeout, token}, %{token: token} = state) when token != nil,
     do: {:noreply, kill(state, :load_timeout)}
@@ -210,7 +214,15 @@ defmodule Snakepit.Isolation.Worker do
   # ── From start to service ─────────────────────────────────────────────────────────────────────────────────────
 
   defp start(%{shared: shared} = state) do
-    state = %{state | cause: nil, failure: nil, doubt: nil, watch: %{silent: 0, mute: 0, orphans: %{}, starved: nil}}
+    state = %{
+      state
+      | cause: nil,
+        failure: nil,
+        doubt: nil,
+        full: false,
+        watch: %{silent: 0, mute: 0, orphans: %{}, starved: nil}
+    }
+
     state = update(state, %{state: :starting, since: now()})
 
     with {:ok, native} <- Native.worker_new(spec(shared)),
@@ -688,6 +700,17 @@ defmodule Snakepit.Isolation.Worker do
       option = if function == "enif_port_command", do: "port_command: true", else: "whereis: [name]"
       Logger.warning("#{label}: #{function} was refused; #{option} of Snakepit.Isolation.load/2 grants it")
     end
+  end
+
+  # Once for each process of it.
+  defp full(%{full: true} = state, _receiver), do: state
+
+  defp full(state, receiver) do
+    Logger.warning(
+      "#{state.label}: #{inspect(receiver)} has more messages waiting than max_mailbox: allows; the library waits"
+    )
+
+    %{state | full: true}
   end
 
   defp about(%{shared: %{id: id, options: options}}), do: %{id: id, telemetry: Telemetry.available?(options.telemetry)}

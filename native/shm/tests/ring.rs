@@ -4,7 +4,7 @@ mod ring_support;
 
 use ring_support::{Both, request};
 use snakepit_shm_core::ring::bell::Wait;
-use snakepit_shm_core::ring::vm::{Cancel, Park, Payload, Poll, Wake};
+use snakepit_shm_core::ring::vm::{Cancel, Done, Park, Payload, Poll, Wake};
 use snakepit_shm_core::ring::worker::{EventQueueFull, Next};
 use snakepit_shm_core::ring::{Error, Fault, Plan, WorkerStatus, status};
 use std::time::{Duration, Instant};
@@ -463,4 +463,51 @@ fn an_answer_says_that_records_come_before_it() {
     assert_eq!(seen, Ok(1));
     assert_eq!(status_of_a_call(), status::RAISED);
     assert_eq!(status_of_a_call(), status::RAISED);
+}
+
+#[test]
+fn a_record_that_is_not_done_with_stays_and_is_not_read_again() {
+    let both = Both::new(Plan::default());
+    for record in [b"a", b"b", b"c", b"d"] {
+        both.worker.event(1, record).unwrap();
+    }
+    let end = both.vm.events_end();
+    both.worker.event(1, b"e").unwrap();
+    let mut seen = Vec::new();
+    let mut take = |end, most, stop: &[u8]| {
+        let taken = both.vm.events_until(end, most, |_, bytes| {
+            seen.extend_from_slice(bytes);
+            if bytes == stop { Done::NotYet } else { Done::Yes }
+        });
+        taken.unwrap()
+    };
+    assert_eq!(take(Some(end), 9, b"b"), 2);
+    assert_eq!(take(Some(end), 9, b""), 0);
+    // A record has sixteen bytes.
+    assert!(both.vm.events_done_until(16) && !both.vm.events_done_until(32));
+    both.vm.event_done();
+    assert!(both.vm.events_done_until(32));
+    both.vm.event_done();
+    assert_eq!(take(Some(end), 9, b""), 2);
+    assert!(both.vm.events_done_until(end));
+    assert_eq!(take(Some(end), 9, b""), 0);
+    assert_eq!(take(None, 9, b""), 1);
+    assert_eq!(seen, b"abcde");
+}
+
+#[test]
+fn calls_in_flight_are_known_by_the_lowest_number() {
+    let both = Both::new(Plan::default());
+    assert_eq!((both.vm.next_number(), both.vm.lowest_in_flight()), (0, None));
+    let first = both.publish(1);
+    let second = both.publish(1);
+    assert_eq!((both.vm.next_number(), both.vm.lowest_in_flight()), (2, Some(0)));
+    both.worker.answer(0, both.job(), 0, b"").unwrap();
+    // Answered, and not taken.
+    assert_eq!(both.vm.lowest_in_flight(), Some(0));
+    both.answer(first);
+    assert_eq!(both.vm.lowest_in_flight(), Some(1));
+    // Of one that was given up nobody takes the answer.
+    both.vm.abandon(second);
+    assert_eq!(both.vm.lowest_in_flight(), None);
 }
