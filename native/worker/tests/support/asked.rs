@@ -202,7 +202,7 @@ impl Vm {
             }
             Request::Monitor { request, pid, .. } => (*request, self.lives(*pid)),
             Request::Key { request, name } => (*request, Reply::Key(self.key(name.0.index))),
-            Request::Drop { names } => {
+            Request::Drop { names, .. } => {
                 self.made.retain(|made| !names.contains(made));
                 (0, Reply::No)
             }
