@@ -171,6 +171,23 @@ fn the_vm_makes_references() {
 }
 
 #[test]
+fn references_do_not_fill_a_small_table() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    worker.vm.lock().unwrap().places = 64;
+    for _ in 0..50 {
+        worker.ask("refs", &[int(32)]);
+        while worker.attend() > 0 {}
+    }
+    // More at once than there is room for.
+    let call = worker.start("refs", &[encoded(&int(100))]);
+    let badarg = encoded(&Value::atom("badarg"));
+    let raised = support::Reply::Answer(snakepit_shm_core::ring::status::RAISED, badarg);
+    assert_eq!(worker.answer_asked(call), raised);
+    worker.ask("refs", &[int(32)]);
+}
+
+#[test]
 fn a_kept_reference_is_kept_until_the_last_copy_is_gone() {
     let warden = Warden::start();
     let worker = serving(&warden);
@@ -241,7 +258,7 @@ fn a_drop_says_which_calls_may_still_answer() {
     assert_eq!(since(), 4);
     // Made in the calls from 6 on.
     worker.ask("echo", &[int(1)]);
-    worker.ask("refs", &[int(64)]);
+    worker.ask("refs", &[int(16)]);
     worker.attend_until(|vm| {
         vm.requests
             .iter()

@@ -13,10 +13,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// References asked for at once: so many first, and twice as many each time.
+/// References asked for at once. Few: they take places in the VM's table, which may have 64 in all.
 const STOCK: u32 = 16;
 /// Made references that nobody needs any more are told at the latest when there are so many.
-const DONE: usize = 64;
+const DONE: usize = 16;
 
 #[derive(Debug)]
 struct Holders {
@@ -58,8 +58,6 @@ struct Held {
     names: HashMap<Name, Holders>,
     /// Made by the VM and not used yet.
     stock: Vec<Keyed>,
-    /// How many were asked for last.
-    asked: u32,
     /// Made references that nobody holds any more.
     done: Dropped,
 }
@@ -164,14 +162,14 @@ pub fn make() -> Option<Keyed> {
         Some(keyed)
     };
     stocked(None).or_else(|| {
-        let (done, count) = {
-            let mut held = held();
-            let held = held.get_or_insert_default();
-            held.asked = (held.asked * 2).clamp(STOCK, NAMES as u32);
-            (std::mem::take(&mut held.done), held.asked)
+        let done = held().as_mut().map(|held| std::mem::take(&mut held.done));
+        tell_dropped(&done.unwrap_or_default());
+        let ask = |count| service::ask(|request| Request::References { request, count });
+        let reply = match ask(STOCK) {
+            // A table that has no room for so many may have some for one.
+            Some(Reply::Refused) => ask(1),
+            reply => reply,
         };
-        tell_dropped(&done);
-        let reply = service::ask(|request| Request::References { request, count });
         let Some(Reply::Names(names)) = reply else {
             return None;
         };
