@@ -66,8 +66,12 @@ pub enum Request {
     /// References and funs that outlive the call which brought them, once for each name and holder; not answered.
     Keep { names: Vec<Named> },
     /// Kept ones and made references that nobody holds any more; not answered. The VM lets go of them when the calls that may
-    /// still answer with them are over.
-    Drop { names: Vec<Named> },
+    /// still answer with them are over: none with a number below `since` has ever had one of them.
+    Drop {
+        names: Vec<Named>,
+        #[serde(default)]
+        since: u64,
+    },
 }
 
 /// The VM's answer to a request.
@@ -126,7 +130,7 @@ impl Message for Request {
             Self::Send { term, .. } | Self::Command { term, .. } => bound("term", term.len(), PIECE),
             Self::WhereIs { name, .. } => bound("name", name.len(), REGISTERED),
             Self::References { count, .. } => bound("count", usize::try_from(*count).unwrap_or(usize::MAX), NAMES),
-            Self::Keep { names } | Self::Drop { names } => bound("names", names.len(), NAMES),
+            Self::Keep { names } | Self::Drop { names, .. } => bound("names", names.len(), NAMES),
             Self::IsAlive { .. }
             | Self::Unique { .. }
             | Self::Monitor { .. }

@@ -123,7 +123,7 @@ fn request() -> impl Strategy<Value = Request> {
         any::<u64>().prop_map(|monitor| Request::Demonitor { monitor }),
         (number(), named()).prop_map(|(request, name)| Request::Key { request, name }),
         vec(named(), 0..20).prop_map(|names| Request::Keep { names }),
-        vec(named(), 0..20).prop_map(|names| Request::Drop { names }),
+        (vec(named(), 0..20), any::<u64>()).prop_map(|(names, since)| Request::Drop { names, since }),
     ]
 }
 

@@ -50,6 +50,7 @@ struct Executor<'a> {
 impl Executor<'_> {
     fn run(&mut self, job: Job) {
         let (function, arity) = (job.function, u32::from(job.arity));
+        self.host.number(job.number);
         let caller = Name {
             kind: NameKind::Pid,
             index: job.caller.index,

@@ -81,7 +81,7 @@ fn everything_that_asks_the_vm() {
         library.value("forget", &[]);
     }
     // What is made ahead, and what is done with but not yet told.
-    assert!(vm().made.len() < 256 + 64, "{}", vm().made.len());
+    assert!(vm().made.len() < 32, "{}", vm().made.len());
 
     vm().registered
         .insert("server".to_owned(), support::asked::name(NameKind::Pid, 9));

@@ -171,6 +171,23 @@ fn the_vm_makes_references() {
 }
 
 #[test]
+fn references_do_not_fill_a_small_table() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    worker.vm.lock().unwrap().places = 64;
+    for _ in 0..50 {
+        worker.ask("refs", &[int(32)]);
+        while worker.attend() > 0 {}
+    }
+    // More at once than there is room for.
+    let call = worker.start("refs", &[encoded(&int(100))]);
+    let badarg = encoded(&Value::atom("badarg"));
+    let raised = support::Reply::Answer(snakepit_shm_core::ring::status::RAISED, badarg);
+    assert_eq!(worker.answer_asked(call), raised);
+    worker.ask("refs", &[int(32)]);
+}
+
+#[test]
 fn a_kept_reference_is_kept_until_the_last_copy_is_gone() {
     let warden = Warden::start();
     let worker = serving(&warden);
@@ -187,7 +204,7 @@ fn a_kept_reference_is_kept_until_the_last_copy_is_gone() {
     );
     assert_eq!(worker.said().requests, []);
     worker.ask("forget", &[]);
-    let Request::Drop { names } = &worker.said().requests[..][0] else {
+    let Request::Drop { names, .. } = &worker.said().requests[..][0] else {
         panic!()
     };
     let mut names = names.clone();
@@ -216,6 +233,38 @@ fn a_made_reference_that_is_kept_is_dropped_when_it_is_forgotten() {
             .iter()
             .any(|request| matches!(request, Request::Keep { .. }))
     );
+}
+
+#[test]
+fn a_drop_says_which_calls_may_still_answer() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let since = || {
+        let dropped = |request: Request| match request {
+            Request::Drop { since, .. } => Some(since),
+            _ => None,
+        };
+        let all: Vec<u64> = worker.said().requests.into_iter().filter_map(dropped).collect();
+        assert_eq!(all.len(), 1);
+        all[0]
+    };
+    // `bind` was the call 0; the numbers count up from there.
+    worker.ask("keep", &[reference(70)]);
+    worker.ask("kept_term", &[]);
+    worker.ask("forget", &[]);
+    assert_eq!(since(), 1);
+    worker.ask("keep", &[reference(71)]);
+    worker.ask("forget", &[]);
+    assert_eq!(since(), 4);
+    // Made in the calls from 6 on.
+    worker.ask("echo", &[int(1)]);
+    worker.ask("refs", &[int(16)]);
+    worker.attend_until(|vm| {
+        vm.requests
+            .iter()
+            .any(|request| matches!(request, Request::Drop { .. }))
+    });
+    assert_eq!(since(), 7);
 }
 
 #[test]
@@ -464,7 +513,10 @@ fn a_descriptor_that_can_be_read_is_told_once() {
     let said = worker.said();
     let expected = ready(&pipe, bare(NameKind::Reference, 60), "ready_input");
     assert_eq!(said.messages, [(name(NameKind::Pid, OWNER), expected, false)]);
-    assert_eq!(said.requests, [Request::Drop { names: keep }]);
+    let [Request::Drop { names, .. }] = &said.requests[..] else {
+        panic!("{said:?}")
+    };
+    assert_eq!(*names, keep);
     // Once, although there is more to read; and again when it is asked for again.
     worker.ask("write_end", std::slice::from_ref(&pipe));
     assert_eq!(select(&worker, &pipe, 0, READ, undefined()), int(0));

@@ -136,12 +136,15 @@ impl Env {
         self.objects.push(object);
     }
 
-    /// Has the VM keep a name until the env is cleared, if it outlives the call that has brought it.
+    /// Has the VM keep a name until the env is cleared, if it outlives the call that has brought it. In a call's env it is
+    /// remembered which call may answer with it.
     #[inline]
     pub fn hold_name(&mut self, name: Name, key: &[u8]) {
         if self.kind == Kind::Independent {
             held::hold(name, key);
             self.names.push(name);
+        } else {
+            held::had(name);
         }
     }
 

@@ -34,6 +34,15 @@ pub struct Call<'a> {
 thread_local! {
     /// Of the function that runs in this thread.
     static FLAGS: Cell<u32> = const { Cell::new(0) };
+    static NUMBER: Cell<u64> = const { Cell::new(NO_CALL) };
+}
+
+/// More than any call's number.
+pub const NO_CALL: u64 = u64::MAX;
+
+/// The number of the call that this thread works on, or [`NO_CALL`].
+pub fn call_number() -> u64 {
+    NUMBER.get()
 }
 
 /// The dirty flags of the function that runs in this thread; 0 for none.
@@ -95,12 +104,19 @@ impl Executor {
         }
     }
 
+    /// The number of the next call, by which the VM knows which calls may answer with what.
+    #[inline]
+    pub fn number(&mut self, number: u64) {
+        NUMBER.set(number);
+    }
+
     /// Lets go of what the last call has made: to be called when its answer is on its way. (Else the next call does.)
     #[inline]
     pub fn clear(&mut self) {
         // SAFETY: the library function has returned; the env is the executor's alone.
         unsafe { (*self.env).clear() };
         self.used = false;
+        NUMBER.set(NO_CALL);
     }
 
     #[inline]
@@ -109,7 +125,9 @@ impl Executor {
             return Outcome::BadArguments(format!("there is no function {}/{}", call.function, call.arity));
         };
         if self.used {
+            let number = NUMBER.get();
             self.clear();
+            NUMBER.set(number);
         }
         self.used = true;
         missing::taken();

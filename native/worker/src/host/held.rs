@@ -4,17 +4,19 @@
 //! is told to keep it when the first such copy is made, and to drop it when the last one is gone. A reference that the
 //! library makes is kept from the beginning. They are made ahead, some at a time, and dropped some at a time.
 
+use super::executor;
 use super::known::Sought;
 use super::service;
 use snakepit_wire::service::{Keyed, NAMES, Named, Reply, Request};
 use snakepit_wire::{Name, NameKind};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// References asked for at once: so many first, and twice as many each time.
+/// References asked for at once. Few: they take places in the VM's table, which may have 64 in all.
 const STOCK: u32 = 16;
 /// Made references that nobody needs any more are told at the latest when there are so many.
-const DONE: usize = 64;
+const DONE: usize = 16;
 
 #[derive(Debug)]
 struct Holders {
@@ -22,17 +24,42 @@ struct Holders {
     count: usize,
     /// Made here, and not kept by a request.
     made: bool,
+    /// The lowest number of a call that may answer with it.
+    since: u64,
 }
+
+/// Names to be dropped, and the lowest number of a call that may answer with one.
+struct Dropped {
+    names: Vec<Named>,
+    since: u64,
+}
+
+impl Default for Dropped {
+    fn default() -> Self {
+        Self {
+            names: Vec::new(),
+            since: executor::NO_CALL,
+        }
+    }
+}
+
+impl Dropped {
+    fn add(&mut self, name: Name, since: u64) {
+        self.names.push(Named(name));
+        self.since = self.since.min(since);
+    }
+}
+
+/// How many names are held: spares those who have none the lock. Relaxed: who copies a name knows of a holder of it.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 #[derive(Default)]
 struct Held {
     names: HashMap<Name, Holders>,
     /// Made by the VM and not used yet.
     stock: Vec<Keyed>,
-    /// How many were asked for last.
-    asked: u32,
     /// Made references that nobody holds any more.
-    done: Vec<Named>,
+    done: Dropped,
 }
 
 static HELD: Mutex<Option<Held>> = Mutex::new(None);
@@ -50,12 +77,25 @@ pub fn hold(name: Name, key: &[u8]) {
         key: key.into(),
         count: 0,
         made: false,
+        since: executor::NO_CALL,
     });
     holders.count += 1;
+    holders.since = holders.since.min(executor::call_number());
     if holders.count == 1 {
+        COUNT.fetch_add(1, Ordering::Relaxed);
         service::tell(&Request::Keep {
             names: vec![Named(name)],
         });
+    }
+}
+
+/// The call of this thread has a name in its env, and may answer with it.
+#[inline]
+pub fn had(name: Name) {
+    if COUNT.load(Ordering::Relaxed) > 0
+        && let Some(holders) = held().as_mut().and_then(|held| held.names.get_mut(&name))
+    {
+        holders.since = holders.since.min(executor::call_number());
     }
 }
 
@@ -72,31 +112,35 @@ pub fn find(sought: &Sought<'_>) -> Option<Name> {
 pub fn let_go(names: &[Name]) {
     let mut held = held();
     let Some(held) = held.as_mut() else { return };
-    let mut dropped = Vec::new();
+    let mut dropped = Dropped::default();
     for name in names {
         let Some(holders) = held.names.get_mut(name) else {
             continue;
         };
         holders.count -= 1;
         if holders.count == 0 {
-            let made = holders.made;
+            let (made, since) = (holders.made, holders.since);
             held.names.remove(name);
+            COUNT.fetch_sub(1, Ordering::Relaxed);
             if made {
-                held.done.push(Named(*name));
+                held.done.add(*name, since);
             } else {
-                dropped.push(Named(*name));
+                dropped.add(*name, since);
             }
         }
     }
     tell_dropped(&dropped);
-    if held.done.len() >= DONE {
+    if held.done.names.len() >= DONE {
         tell_dropped(&std::mem::take(&mut held.done));
     }
 }
 
-fn tell_dropped(names: &[Named]) {
-    for names in names.chunks(NAMES) {
-        service::tell(&Request::Drop { names: names.to_vec() });
+fn tell_dropped(dropped: &Dropped) {
+    for names in dropped.names.chunks(NAMES) {
+        service::tell(&Request::Drop {
+            names: names.to_vec(),
+            since: dropped.since,
+        });
     }
 }
 
@@ -111,19 +155,21 @@ pub fn make() -> Option<Keyed> {
             key: keyed.key.clone().into(),
             count: 1,
             made: true,
+            since: executor::call_number(),
         };
+        COUNT.fetch_add(1, Ordering::Relaxed);
         held.names.insert(keyed.name.0, holders);
         Some(keyed)
     };
     stocked(None).or_else(|| {
-        let (done, count) = {
-            let mut held = held();
-            let held = held.get_or_insert_default();
-            held.asked = (held.asked * 2).clamp(STOCK, NAMES as u32);
-            (std::mem::take(&mut held.done), held.asked)
+        let done = held().as_mut().map(|held| std::mem::take(&mut held.done));
+        tell_dropped(&done.unwrap_or_default());
+        let ask = |count| service::ask(|request| Request::References { request, count });
+        let reply = match ask(STOCK) {
+            // A table that has no room for so many may have some for one.
+            Some(Reply::Refused) => ask(1),
+            reply => reply,
         };
-        tell_dropped(&done);
-        let reply = service::ask(|request| Request::References { request, count });
         let Some(Reply::Names(names)) = reply else {
             return None;
         };

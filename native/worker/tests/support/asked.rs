@@ -24,8 +24,9 @@ pub struct Vm {
     pub dead: HashSet<u32>,
     /// Registered names.
     pub registered: HashMap<String, Name>,
-    /// References that were made and not dropped.
+    /// References that were made and not dropped, and how many there may be; 0: any number.
     pub made: Vec<Named>,
+    pub places: usize,
     parts: HashMap<u32, Vec<u8>>,
     references: u32,
     integers: u8,
@@ -182,6 +183,11 @@ impl Vm {
                 )
             }
             Request::IsAlive { request, name } => (*request, self.lives(*name)),
+            Request::References { request, count }
+                if self.places > 0 && self.made.len() + *count as usize > self.places =>
+            {
+                (*request, Reply::Refused)
+            }
             Request::References { request, count } => {
                 let from = self.references;
                 self.references += count;
@@ -202,7 +208,7 @@ impl Vm {
             }
             Request::Monitor { request, pid, .. } => (*request, self.lives(*pid)),
             Request::Key { request, name } => (*request, Reply::Key(self.key(name.0.index))),
-            Request::Drop { names } => {
+            Request::Drop { names, .. } => {
                 self.made.retain(|made| !names.contains(made));
                 (0, Reply::No)
             }
@@ -297,6 +303,7 @@ impl Worker {
             dead: vm.dead.clone(),
             registered: vm.registered.clone(),
             made: vm.made.clone(),
+            places: vm.places,
             references: vm.references,
             integers: vm.integers,
             ..Vm::default()
