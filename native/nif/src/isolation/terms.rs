@@ -51,11 +51,14 @@ impl External {
         unsafe { (enif_term_to_binary(env, term, binary.as_mut_ptr()) != 0).then(|| External(binary.assume_init())) }
     }
 
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the VM's allocation, alive until we release it.
+        unsafe { std::slice::from_raw_parts(self.0.data, self.0.size) }
+    }
+
     /// Without the version byte.
     fn body(&self) -> &[u8] {
-        // SAFETY: the VM's allocation, alive until we release it.
-        let bytes = unsafe { std::slice::from_raw_parts(self.0.data, self.0.size) };
-        bytes.get(1..).unwrap_or_default()
+        self.bytes().get(1..).unwrap_or_default()
     }
 }
 
@@ -603,10 +606,22 @@ impl Builder for VmBuilder<'_> {
     #[cold]
     fn resource(&mut self, id: u64) -> Result<ErlNifTerm, Unmakeable> {
         let worker = self.from.ok_or(Unmakeable::NoResources)?;
-        let remote = Handle::new(Remote::new(worker.releases(), id));
+        let releases = worker.releases();
+        if let Some(reference) = releases.reference(id)
+            && let Some(term) = from_external(self.env, &reference, true)
+            && remote(self.env, term) == Some((releases.incarnation(), id))
+        {
+            // The term keeps the handle alive, which has a reference of its own.
+            releases.give_back(id);
+            return Ok(term);
+        }
+        let handle = Handle::new(Remote::new(releases, id));
         // SAFETY: the environment is alive for as long as the value, which does not leave this function.
-        let env = unsafe { Env::new(&(), self.env) };
-        Ok(remote.term(env).as_c_arg())
+        let term = handle.term(unsafe { Env::new(&(), self.env) }).as_c_arg();
+        if let Some(external) = External::of(self.env, term) {
+            releases.made(&handle, external.bytes());
+        }
+        Ok(term)
     }
 }
 
