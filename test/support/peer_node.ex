@@ -12,6 +12,8 @@ defmodule Snakepit.PeerNode do
       if mapper != 0, do: System.cmd("epmd", ["-daemon"])
       name = :"snakepit_test_#{System.pid()}@127.0.0.1"
       eventually(fn -> match?({:ok, _}, :net_kernel.start([name, :longnames])) end)
+      # The program that looks names up is started with the first one, and stays: tests count descriptors.
+      _ = :inet.gethostbyname(~c"localhost")
 
       ExUnit.Callbacks.on_exit(fn ->
         :net_kernel.stop()

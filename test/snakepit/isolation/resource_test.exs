@@ -51,23 +51,47 @@ defmodule Snakepit.Isolation.ResourceTest do
     length(some)
   end
 
-  test "one object can have several handles: the last one counts" do
+  test "an object that comes again is the same reference; the last of its terms counts" do
     library = load!(:cpp)
 
-    second =
+    again =
       aside(fn ->
         first = Isolation.call!(library, :table_new, [])
         {:ok, :ok} = Isolation.call(library, :table_put, [first, "x", 7])
-        [second, third] = Isolation.call!(library, :repeat, [first, 2])
-        for handle <- [first, second, third], do: {:ok, 7} = Isolation.call(library, :table_get, [handle, "x"])
-        # As in the VM, they are one term.
-        assert first == second
-        second
+        assert [^first, ^first] = again = Isolation.call!(library, :repeat, [first, 2])
+        assert [%{^first => _}] = Isolation.call!(library, :repeat, [%{first => 1}, 1])
+        refute first == Isolation.call!(library, :table_new, [])
+        again
       end)
 
-    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
-    assert {:ok, 7} = Isolation.call(library, :table_get, [second, "x"])
+    # Often, and by many at a time: no reference is counted once too often, or not at all.
+    callers =
+      for _ <- 1..4, do: Task.async(fn -> for _ <- 1..500, do: Isolation.call!(library, :repeat, [again, 3]) end)
+
+    for caller <- callers, lists <- Task.await(caller, 60_000), do: assert(lists == [again, again, again])
+    eventually(fn -> tables(library) == 1 end, 10_000)
+    assert {:ok, 7} = Isolation.call(library, :table_get, [hd(again), "x"])
+    assert info!(library).workers |> hd() |> Map.fetch!(:restarts) == 0
+  end
+
+  test "objects that come while their handles end are there, and end when nobody has them" do
+    library = load!(:cpp)
+    keeper = Isolation.call!(library, :holder_new, [])
+
+    callers =
+      for _ <- 1..4 do
+        Task.async(fn ->
+          for n <- 1..2_000 do
+            held = Isolation.call!(library, :holder_get, [keeper])
+            {:ok, _} = Isolation.call(library, :table_put, [held, "x", n])
+            if rem(n, 7) == 0, do: :erlang.garbage_collect()
+          end
+        end)
+      end
+
+    for caller <- callers, do: Task.await(caller, 60_000)
     assert tables(library) == 1
+    assert info!(library).workers |> hd() |> Map.fetch!(:restarts) == 0
   end
 
   test "a handle that never leaves the worker is none" do

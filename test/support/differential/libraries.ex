@@ -53,6 +53,7 @@ defmodule Snakepit.Differential.Libraries do
           {:ok, cell} = call.(:cell_new, [7])
           {:ok, 7} = call.(:cell_get, [cell])
           {:ok, other} = call.(:cell_new, [1])
+          call.(:echo, [[cell, %{other => cell}]])
           {:ok, [{same, _, _}]} = call.(:echo, [[{cell, 1, other}]])
           {:ok, 7} = call.(:cell_get, [same])
           {:raised, :error, {same}} = call.(:raise, [{cell}])

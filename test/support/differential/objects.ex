@@ -2,19 +2,22 @@ defmodule Snakepit.Differential.Objects do
   @moduledoc false
   # The references that one side's calls have given, in the order in which they came.
 
-  @type t :: %{pos_integer() => reference()}
+  @type t :: %{optional(pos_integer()) => reference(), optional(reference()) => pos_integer()}
 
   @spec new() :: t()
   def new, do: %{}
 
-  @doc """
-  A term with `{:object, n}` in the place of each reference: a new number for each, since an object that comes a second time
-  is the same reference in the VM, and another one isolated.
-  """
+  @doc "A term with `{:object, n}` in the place of each reference: the same number for one that has been there before."
   @spec take_out(term(), t()) :: {term(), t()}
   def take_out(reference, objects) when is_reference(reference) do
-    n = map_size(objects) + 1
-    {{:object, n}, Map.put(objects, n, reference)}
+    case objects do
+      %{^reference => n} ->
+        {{:object, n}, objects}
+
+      _ ->
+        n = div(map_size(objects), 2) + 1
+        {{:object, n}, Map.merge(objects, %{n => reference, reference => n})}
+    end
   end
 
   def take_out([head | tail], objects) do
