@@ -51,7 +51,7 @@ defmodule Snakepit.Isolation.ResourceTest do
     length(some)
   end
 
-  test "one object can have several handles: the last one counts" do
+  test "one object can be sent several times: its last term counts" do
     library = load!(:cpp)
 
     second =
@@ -60,14 +60,35 @@ defmodule Snakepit.Isolation.ResourceTest do
         {:ok, :ok} = Isolation.call(library, :table_put, [first, "x", 7])
         [second, third] = Isolation.call!(library, :repeat, [first, 2])
         for handle <- [first, second, third], do: {:ok, 7} = Isolation.call(library, :table_get, [handle, "x"])
-        # As terms they are not the same, as they would be in the VM.
-        refute first == second
+        assert [second, third] == [first, first]
         second
       end)
 
     for pid <- Process.list(), do: :erlang.garbage_collect(pid)
     assert {:ok, 7} = Isolation.call(library, :table_get, [second, "x"])
     assert tables(library) == 1
+  end
+
+  test "an object is one term, however often and from where it comes" do
+    library = load!(:adder, workers: 2)
+    cell = Isolation.call!(library, :cell_new, [1])
+    assert {:ok, ^cell} = Isolation.call(library, :echo, [cell])
+    assert {:ok, [^cell, {^cell, %{^cell => 1}}]} = Isolation.call(library, :echo, [[cell, {cell, %{cell => 1}}]])
+    assert {:ok, [{:ok, ^cell}, {:ok, ^cell}]} = Isolation.call_many(library, :echo, [[cell], [cell]])
+
+    # Others at the same time, while it comes and goes.
+    tasks =
+      for _ <- 1..8 do
+        Task.async(fn -> for _ <- 1..200, do: {:ok, ^cell} = Isolation.call(library, :echo, [cell]) end)
+      end
+
+    Task.await_many(tasks, 30_000)
+    refute cell == Isolation.call!(library, :cell_new, [1])
+
+    # As many references were given back as were counted: it ends with its last term, and not before.
+    assert Isolation.call(library, :cell_get, [cell]) == {:ok, 1}
+    other = Isolation.call!(library, :cell_new, [2])
+    assert Isolation.call(library, :cell_get, [other]) == {:ok, 2}
   end
 
   test "a handle that never leaves the worker is none" do
