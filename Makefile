@@ -20,7 +20,7 @@ ifeq (,$(filter %UTF-8 %utf8 %utf-8 %UTF8,$(or $(LC_ALL),$(LC_CTYPE),$(LANG))))
 export LC_ALL := C.UTF-8
 endif
 
-.PHONY: help setup demo test conformance bench dist clean
+.PHONY: help setup demo test conformance bench sanitize dist clean
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -52,6 +52,10 @@ conformance: ## Run OTP's own NIF test suite isolated, with the VM as the refere
 bench: ## Measure; figures go to bench/results
 	@.ci/setup bench
 	MIX_ENV=prod mix run bench/run.exs
+
+sanitize: ## Run the tests of the worker's host under AddressSanitizer and valgrind; minutes
+	@.ci/setup sanitize
+	native/sanitize
 
 dist: export MIX_ENV := prod
 dist: ## Pack the native library for machines without Rust (SNAKEPIT_SHM_NATIVE)

@@ -7,7 +7,8 @@ for file <- ~w(text python memory regions measure report peer isolated ping hung
 
 rows =
   ~w(allocate record copy view array holder foreign) ++
-    ~w(isolated_add isolated_asleep isolated_payload isolated_rate isolated_life isolated_jiffy isolated_busy)
+    ~w(isolated_add isolated_asleep isolated_payload isolated_rate isolated_send isolated_life isolated_jiffy isolated_busy) ++
+    ~w(isolated_crypto isolated_terms)
 
 for file <- rows, do: Code.require_file("rows/#{file}.exs", __DIR__)
 
@@ -16,9 +17,10 @@ defmodule Bench.Run do
   alias Snakepit.NativeFixture
 
   @regions [Rows.Allocate, Rows.Record, Rows.Copy, Rows.View, Rows.Array, Rows.Holder, Rows.Foreign]
-  @calls [Rows.IsolatedAdd, Rows.IsolatedAsleep, Rows.IsolatedPayload, Rows.IsolatedRate]
+  @calls [Rows.IsolatedAdd, Rows.IsolatedAsleep, Rows.IsolatedPayload, Rows.IsolatedRate, Rows.IsolatedSend]
   @workers [Rows.IsolatedLife, Rows.IsolatedJiffy, Rows.IsolatedBusy]
-  @groups @regions ++ @calls ++ @workers
+  @libraries [Rows.IsolatedCrypto, Rows.IsolatedTerms]
+  @groups @regions ++ @calls ++ @workers ++ @libraries
   @gib 1024 * 1024 * 1024
   @open_files 12_000
 

@@ -1,11 +1,12 @@
 defmodule Bench.Peer do
-  # The Rust program in bench/peers: what we compare with, timed by itself. And the one in C, which is behind a Port.
+  # The Rust program in bench/peers: what we compare with, timed by itself. And those in C, which are behind Ports.
 
   @root Path.expand("../..", __DIR__)
   @deadline 300_000
 
   @target Path.join(@root, "_build/bench_peers")
   @echo Path.join(@target, "port_echo")
+  @send Path.join(@target, "port_send")
 
   @doc "Builds it, if need be."
   @spec build() :: :ok
@@ -15,8 +16,13 @@ defmodule Bench.Peer do
     environment = [{"CARGO_TARGET_DIR", @target}]
 
     run!("cargo", arguments, environment)
-    echo = Path.join(@root, "bench/peers/port_echo.c")
-    run!(System.get_env("CC", "cc"), ["-std=c11", "-D_DEFAULT_SOURCE", "-O2", "-o", @echo, echo], [])
+
+    for program <- [@echo, @send] do
+      source = Path.join(@root, "bench/peers/#{Path.basename(program)}.c")
+      run!(System.get_env("CC", "cc"), ["-std=c11", "-D_DEFAULT_SOURCE", "-O2", "-o", program, source], [])
+    end
+
+    :ok
   end
 
   defp run!(command, arguments, environment) do
@@ -42,6 +48,10 @@ defmodule Bench.Peer do
       @deadline -> raise "port_echo does not answer"
     end
   end
+
+  @doc "A Port that sends by itself when it is asked to, written in C."
+  @spec sender() :: port()
+  def sender, do: Port.open({:spawn_executable, @send}, [:binary, :exit_status, {:packet, 4}])
 
   @spec start() :: port()
   def start do

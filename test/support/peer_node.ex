@@ -19,6 +19,8 @@ defmodule Snakepit.PeerNode do
       end)
     end
 
+    # The runtime's resolver is a program of its own, which stays: it is there before descriptors are counted.
+    {:ok, _} = :inet.getaddr(~c"localhost", :inet)
     :ok
   end
 

@@ -31,6 +31,10 @@ defmodule Snakepit.Isolation.OptionsTest do
         {:max_names, [64], [0]},
         {:max_atoms, [0], [-1]},
         {:max_waiting, [0], [-1]},
+        {:max_mailbox, [1, :infinity], [0, nil, 1.5]},
+        {:max_mailbox_bytes, [1, :infinity], [0, "1"]},
+        {:whereis, [[], [:a, nil], :all], [:a, ["a"], [:a | :b], true]},
+        {:port_command, [true, false], [nil, :all]},
         {:output, [:debug, :discard], [:loud, nil]},
         {:telemetry, [true, false], [nil]}
       ] do

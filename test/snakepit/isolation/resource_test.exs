@@ -60,6 +60,7 @@ defmodule Snakepit.Isolation.ResourceTest do
         {:ok, :ok} = Isolation.call(library, :table_put, [first, "x", 7])
         [second, third] = Isolation.call!(library, :repeat, [first, 2])
         for handle <- [first, second, third], do: {:ok, 7} = Isolation.call(library, :table_get, [handle, "x"])
+        # As in the VM, they are one term.
         assert [second, third] == [first, first]
         second
       end)

@@ -55,6 +55,8 @@ defmodule Snakepit.Native.IsolationHostileTest do
   # ── Objects ───────────────────────────────────────────────────────────────────────────────────────────────────
 
   test "objects in answers that are refused are released once" do
+    # The names of its functions are atoms from then on.
+    :ok = Isolation.unload(load!(:cpp))
     library = load!(:cpp, max_atoms: 0)
     table = Isolation.call!(library, :table_new, [])
     {:ok, :ok} = Isolation.call(library, :table_put, [table, "x", 1])
@@ -70,6 +72,31 @@ defmodule Snakepit.Native.IsolationHostileTest do
     # Released once too often, it would be gone.
     assert {:ok, 1} = Isolation.call(library, :table_get, [table, "x"])
     assert {:ok, 1} = Isolation.call(library, :tables, [])
+  end
+
+  test "objects in answers that the short way refuses are released once" do
+    load!(:cpp)
+    {warden, _} = warden()
+    {:ok, pool} = Native.pool_new(1)
+    worker = serve(pool, 0, warden, :cpp, %{atoms: Native.atoms_new(0)})
+    on_exit(fn -> Native.worker_close(worker, {:crashed, %{}}) end)
+
+    # Short enough for it, and with time to be answered. Nobody sends releases to this worker: they are all there.
+    for n <- 1..20 do
+      text = "short#{n}#{System.unique_integer([:positive])}"
+      assert {:error, {:too_many_atoms, _}} = outcome(pool, :table_with_atom, [text])
+    end
+
+    eventually(fn -> :erlang.garbage_collect() && Native.worker_status(worker).releases >= 20 end)
+    assert Native.worker_status(worker).releases == 20
+    assert {:ok, 20} = outcome(pool, :tables, [])
+  end
+
+  defp outcome(pool, function, arguments) do
+    case Native.call(pool, function, arguments, 1_000) do
+      {:pending, ticket} -> result(ticket)
+      answer -> answer
+    end
   end
 
   defp server_native(library), do: Library.lookup(library.table, {:worker, 1}).native
@@ -162,6 +189,9 @@ defmodule Snakepit.Native.IsolationHostileTest do
 
   # ── Lies and signals ──────────────────────────────────────────────────────────────────────────────────────────
 
+  # Looks all the time: the lie is there only while the function runs.
+  defp looked(ticket), do: with(:pending <- Native.take(ticket), do: looked(ticket))
+
   test "a worker that has lied to a caller that tells nobody is found and replaced" do
     library = load!(:hostile, max_restarts: :infinity)
     old = os_pid(library)
@@ -169,8 +199,11 @@ defmodule Snakepit.Native.IsolationHostileTest do
     lie = [<<255, 255>>, 0, 2, 0, 50]
 
     eventually(fn ->
-      assert {:pending, ticket} = Native.call(library.native, :answer, lie, 0)
-      match?({:error, {:protocol, _}}, result(ticket))
+      case Native.call(library.native, :answer, lie, 0) do
+        {:pending, ticket} -> match?({:error, {:protocol, _}}, looked(ticket))
+        # The lie was there at the first look.
+        answer -> match?({:error, {:protocol, _}}, answer)
+      end
     end)
 
     gone(old)
