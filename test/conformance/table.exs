@@ -5,6 +5,7 @@ defmodule Conformance.Table do
 
   @from "<!-- results -->"
   @to "<!-- end of results -->"
+  @head ["case", "in the VM", "isolated", "why not"]
 
   @doc "What README.md says: of each case by its name the words of its columns."
   def read(file) do
@@ -22,9 +23,14 @@ defmodule Conformance.Table do
     end
   end
 
-  def write(file, rows, before) do
+  @doc "The table of all cases (`names`), those of `rows` anew."
+  def write(file, names, rows, before) do
     [head, _, tail] = file |> File.read!() |> String.split([@from, @to])
-    File.write!(file, [head, @from, "\n", text(rows, before, :markdown), "\n", @to, tail])
+    new = Map.new(rows, &{&1.name, cells(&1, before, :markdown)})
+    old = fn name -> with %{vm: vm, isolated: isolated, reason: reason} <- before[name], do: [vm, isolated, reason] end
+    lines = for name <- names, cells = new[name] || old.(name), do: ["`#{name}`" | cells]
+    table = Enum.map_join([@head, List.duplicate("---", 4) | lines], "\n", &"| #{Enum.join(&1, " | ")} |")
+    File.write!(file, [head, @from, "\n", table, "\n", @to, tail])
   end
 
   @doc "`upgrade (api_2_4)`"
@@ -37,20 +43,10 @@ defmodule Conformance.Table do
   def word({:ended, _}), do: "VM ended"
   def word({:failed, _}), do: "failed"
 
-  def text(rows, before, form) do
-    lines =
-      for row <- rows do
-        cell = if form == :markdown, do: "`#{row.name}`", else: row.name
-        [cell, word(row.vm), word(row.isolated), reason(row, before[row.name], form)]
-      end
+  @doc "The table for a terminal."
+  def text(rows, before), do: aligned([@head | Enum.map(rows, &[&1.name | cells(&1, before, :terminal)])])
 
-    head = ["case", "in the VM", "isolated", "why not"]
-
-    case form do
-      :markdown -> Enum.map_join([head, List.duplicate("---", 4) | lines], "\n", &"| #{Enum.join(&1, " | ")} |")
-      :terminal -> aligned([head | lines])
-    end
-  end
+  defp cells(row, before, form), do: [word(row.vm), word(row.isolated), reason(row, before[row.name], form)]
 
   defp aligned(lines) do
     widths = for column <- 0..2, do: lines |> Enum.map(&String.length(Enum.at(&1, column))) |> Enum.max()

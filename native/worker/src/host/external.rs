@@ -295,7 +295,10 @@ impl<'a> Walk<'a> {
             _ => return Ok(false),
         };
         let tag = self.number(1)? as u8;
+        // The name of a node makes no atom here: what has it is found as a whole, or not at all.
+        let safe = std::mem::replace(&mut self.safe, false);
         self.atom(tag)?;
+        self.safe = safe;
         self.skip(behind_node)?;
         Ok(true)
     }
