@@ -126,7 +126,7 @@ defmodule Snakepit.Isolation.DropIn do
 
       _ ->
         # Whoever runs in the old code goes on in it.
-        _ = DropIn.Code.purge(module)
+        _ = DropIn.Code.purged?(module)
         :ok
     end
   end
@@ -147,7 +147,7 @@ defmodule Snakepit.Isolation.DropIn do
     if loaded, do: Isolation.unload(loaded)
     :persistent_term.erase({__MODULE__, module})
     # Gates in old code that is still run find a library that has been unloaded, not a function that was never loaded.
-    if DropIn.Code.purge(module) == :ok, do: :persistent_term.erase(slot)
+    if DropIn.Code.purged?(module), do: :persistent_term.erase(slot)
     :ok
   end
 

@@ -9,10 +9,14 @@ defmodule Snakepit.Isolation.DropIn.Code do
   @doc "Removes old code of the module that nobody uses; an error with those who do."
   @spec purge(module()) :: :ok | {:error, Error.t()}
   def purge(module) do
-    if :code.soft_purge(module),
+    if purged?(module),
       do: :ok,
       else: {:error, Error.new(:in_use, module, nil, %{pids: users(module)})}
   end
+
+  @doc "The same, for those who do not mind."
+  @spec purged?(module()) :: boolean()
+  def purged?(module), do: :code.soft_purge(module)
 
   defp users(module), do: Enum.filter(Process.list(), &(:erlang.check_process_code(&1, module) == true))
 
@@ -28,7 +32,7 @@ defmodule Snakepit.Isolation.DropIn.Code do
   end
 
   @spec delete(module()) :: boolean()
-  def delete(module), do: :code.delete(module) and :code.soft_purge(module)
+  def delete(module), do: :code.delete(module) and purged?(module)
 
   @doc "The checksum of the code that is loaded."
   @spec md5(module()) :: binary() | nil
