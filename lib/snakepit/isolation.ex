@@ -228,7 +228,8 @@ defmodule Snakepit.Isolation do
   `options` are those of `load/2`, with these differences: `timeout:` is `:infinity` unless it is given, because a NIF has no
   deadline; the library has the name of the module, which the other functions take; there is no `load_info:`.
 
-  Nothing is changed when there is an error, of which `reason` is
+  Nothing is changed when there is an error, but in one case: a module whose on_load goes on without its library, while others still run in its
+  original code, stays without it (`details.not_undone` says who is in the way, `restore/1` ends it). The error's `reason` is
 
     * `:unsupported_module` - without a beam file or `debug_info`; of the runtime system, in a sticky directory, compiled for coverage; without a
       call of `erlang:load_nif/2`

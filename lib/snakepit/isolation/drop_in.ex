@@ -46,8 +46,7 @@ defmodule Snakepit.Isolation.DropIn do
     with {:ok, options} <- Options.isolate(module, options),
          {:ok, source} <- Source.read(module, file, beam) do
       alone(module, fn ->
-        if earlier = fetch(module), do: forget(earlier)
-        replace(source, options)
+        replace(source, options, fetch(module))
       end)
     end
   end
@@ -87,9 +86,11 @@ defmodule Snakepit.Isolation.DropIn do
 
   # ── There ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  defp replace(%Source{module: module, file: file} = source, options) do
+  # `earlier` goes once nothing can refuse any more.
+  defp replace(%Source{module: module, file: file} = source, options, earlier \\ nil) do
     with {:ok, rewritten} <- Rewriter.rewrite(source),
          :ok <- DropIn.Code.purge(module) do
+      if earlier, do: forget(earlier)
       {:ok, {_, md5}} = :beam_lib.md5(rewritten.beam)
 
       state = %{
@@ -120,15 +121,33 @@ defmodule Snakepit.Isolation.DropIn do
   defp settle(%{module: module} = state, on_load?, loaded_before?) do
     case {library(module), fetch(module)} do
       {nil, %{error: %Error{} = error}} when on_load? ->
-        if loaded_before?, do: put_back(state), else: DropIn.Code.delete(module)
-        forget(state)
-        {:error, error}
+        undo(state, error, loaded_before?)
 
       _ ->
         # Whoever runs in the old code goes on in it.
         _ = DropIn.Code.purged?(module)
         :ok
     end
+  end
+
+  # Whoever still runs in the original code, the old one now, would be killed by a third: then the module stays as it is, without its
+  # library, until `restore/1` finds nobody there.
+  defp undo(%{module: module} = state, error, loaded_before?) do
+    case if(loaded_before?, do: purged_and_back(state), else: deleted(module)) do
+      :ok ->
+        forget(state)
+        {:error, error}
+
+      {:error, %Error{} = in_the_way} ->
+        {:error, %{error | details: Map.put(error.details, :not_undone, in_the_way)}}
+    end
+  end
+
+  defp purged_and_back(%{module: module} = state), do: with(:ok <- DropIn.Code.purge(module), do: put_back(state))
+
+  defp deleted(module) do
+    DropIn.Code.delete(module)
+    :ok
   end
 
   # The VM has kept the module as it was.
@@ -143,9 +162,13 @@ defmodule Snakepit.Isolation.DropIn do
   defp put_back(%{module: module, file: file, original: original}), do: DropIn.Code.load(module, file, original)
 
   defp forget(%{module: module, slot: slot}) do
-    loaded = library(module)
-    if loaded, do: Isolation.unload(loaded)
-    :persistent_term.erase({__MODULE__, module})
+    # Not while the module's own code loads it: that would be nobody's.
+    DropIn.Loader.alone(module, fn ->
+      loaded = library(module)
+      if loaded, do: Isolation.unload(loaded)
+      :persistent_term.erase({__MODULE__, module})
+    end)
+
     # Gates in old code that is still run find a library that has been unloaded, not a function that was never loaded.
     if DropIn.Code.purged?(module), do: :persistent_term.erase(slot)
     :ok

@@ -361,6 +361,26 @@ defmodule Snakepit.Isolation.DropInTest do
     send(user, :stop)
   end
 
+  test "who runs in the module lives on when its library cannot be loaded, and on_load does not mind" do
+    module = DropInFixture.erlang()
+    user = spawn_link(fn -> module.loop() end)
+    vm = String.to_integer(System.pid())
+    assert ask(user, :os_pid) == vm
+    # More than can be sent to another process.
+    DropInFixture.settings(module, load_info: Enum.to_list(1..50_000), lax: true)
+
+    assert {:error, %Error{reason: :invalid_option, details: %{not_undone: in_the_way}}} =
+             Isolation.isolate(module, sandbox: :none)
+
+    assert %Error{reason: :in_use, details: %{pids: [^user]}} = in_the_way
+    assert ask(user, :os_pid) == vm
+    assert Isolation.list() == []
+    assert {:error, %Error{reason: :in_use}} = Isolation.restore(module)
+    send(user, :stop)
+    eventually(fn -> Isolation.restore(module) == :ok end)
+    assert here?(module)
+  end
+
   test "while it is called all the time, no call fails" do
     module = DropInFixture.erlang()
     module.add(0, 0)

@@ -11,16 +11,18 @@ defmodule Snakepit.Isolation.DropIn.Loader do
 
   @spec load_nif(module(), term(), term()) :: answer()
   def load_nif(module, path, load_info) do
-    case DropIn.fetch(module) do
-      nil -> failed(:bad_lib, "#{inspect(module)} is no longer isolated")
-      state -> if path?(path), do: alone(state, path, load_info), else: :badarg
-    end
+    # It may be called by several processes at once, and only one of them loads.
+    alone(module, fn ->
+      case DropIn.fetch(module) do
+        nil -> failed(:bad_lib, "#{inspect(module)} is no longer isolated")
+        state -> if path?(path), do: first(state, path, load_info), else: :badarg
+      end
+    end)
   end
 
-  # It may be called by several processes at once, and only one of them loads.
-  defp alone(%{module: module} = state, path, load_info) do
-    :global.trans({{__MODULE__, module}, self()}, fn -> first(state, path, load_info) end, [node()])
-  end
+  @doc "While nobody loads the module's library."
+  @spec alone(module(), (() -> result)) :: result when result: term()
+  def alone(module, function), do: :global.trans({{__MODULE__, module}, self()}, function, [node()])
 
   defp first(state, path, load_info) do
     case DropIn.library(state.module) do

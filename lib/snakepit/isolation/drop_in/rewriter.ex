@@ -64,7 +64,14 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
 
   @doc "The key of a module's persistent term. An atom, which is found in a third of the time that a tuple takes."
   @spec slot(module()) :: atom()
-  def slot(module), do: String.to_atom("snakepit isolated " <> String.slice(Atom.to_string(module), 0, 230))
+  def slot(module), do: String.to_atom("snakepit isolated " <> short(Atom.to_string(module)))
+
+  # An atom has 255 characters.
+  defp short(name) do
+    if String.length(name) <= 200,
+      do: name,
+      else: String.slice(name, 0, 160) <> Base.encode16(:erlang.md5(name))
+  end
 
   # ── What may be a NIF ─────────────────────────────────────────────────────────────────────────────────────────
 
