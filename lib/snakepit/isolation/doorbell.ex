@@ -54,8 +54,10 @@ defmodule Snakepit.Isolation.Doorbell do
   end
 
   # There is more to take. It is a library's storm, so it is not more important than the processes that it is for.
-  defp heed(%{credit: credit} = state) do
+  # What the sockets and callers have to say is taken too: it would pile up, and it says no more than to listen.
+  defp heed(%{native: native, credit: credit} = state) do
     receive do
+      {:select, ^native, _channel, _ready} -> heed(state)
       {Credit, ^credit, word} -> state |> heard(word) |> listen()
     after
       0 -> listen(state)
