@@ -4,7 +4,8 @@ defmodule Snakepit.Isolation.Doorbell do
   # of that is native). A process of its own that waits for nobody, because all sleeping callers wait for it.
   #
   #     serving ──sent much──▶ waiting for the word of Credit ──:clear──▶ serving
-  #                              └──:full──▶ holding ──:clear──▶ serving
+  #                              ├──:full──▶ holding ──:clear──▶ serving
+  #                              └──:flooded──▶ the worker has lied
   #
   # While it waits or holds, callers are woken as ever. Tells the Worker when the worker lies, `{Doorbell, pid, {reason, details}}`,
   # and when its library has asked for what it is not granted, `{Doorbell, pid, :denied, function}`.
@@ -30,7 +31,7 @@ defmodule Snakepit.Isolation.Doorbell do
   end
 
   defp init(native, owner, limits),
-    do: %{native: native, owner: owner, credit: Credit.start_link(limits), mode: :serve, priority: :high}
+    do: %{native: native, owner: owner, credit: Credit.start_link(native, limits), mode: :serve, priority: :high}
 
   # First of all, because a predecessor may have left something.
   defp listen(%{native: native, mode: mode} = state) do
@@ -58,7 +59,7 @@ defmodule Snakepit.Isolation.Doorbell do
   defp heed(%{native: native, credit: credit} = state) do
     receive do
       {:select, ^native, _channel, _ready} -> heed(state)
-      {Credit, ^credit, word} -> state |> heard(word) |> listen()
+      {Credit, ^credit, word} -> heard(state, word)
     after
       0 -> listen(state)
     end
@@ -71,7 +72,7 @@ defmodule Snakepit.Isolation.Doorbell do
       :ok ->
         receive do
           {:select, ^native, _channel, _ready} -> listen(state)
-          {Credit, ^credit, word} -> state |> heard(word) |> listen()
+          {Credit, ^credit, word} -> heard(state, word)
         end
 
       {:error, fault} ->
@@ -79,8 +80,9 @@ defmodule Snakepit.Isolation.Doorbell do
     end
   end
 
-  defp heard(state, :clear), do: %{state | mode: :serve}
-  defp heard(state, :full), do: %{state | mode: :hold}
+  defp heard(state, :clear), do: listen(%{state | mode: :serve})
+  defp heard(state, :full), do: listen(%{state | mode: :hold})
+  defp heard(state, {:flooded, text}), do: send(state.owner, {__MODULE__, self(), {:protocol, %{message: text}}})
 
   defp priority(%{priority: priority} = state, priority), do: state
 

@@ -394,6 +394,12 @@ impl Worker {
         place.is_some_and(|place| matches!(&*place.lock(), Some((found, _)) if *found == number))
     }
 
+    /// Whether this process sleeps until a call of this worker is done, or a slot is free.
+    fn is_awaited(&self, pid: ErlNifTerm) -> bool {
+        let parked = |place: &Parked| matches!(&*place.lock(), Some((_, waiter)) if waiter.is(pid));
+        self.parked.iter().any(parked) || self.queue.get().is_some_and(|queue| queue.has(pid))
+    }
+
     fn woken(&self, env: *mut ErlNifEnv, Woken { slot, number }: Woken) {
         if let Some(waiter) = self.waits_no_more(slot, number) {
             // Who is gone needs no message.
@@ -643,6 +649,11 @@ unsafe extern "C" fn close_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const
 fn worker_stop<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
     let worker = Ref::<Worker>::of(worker)?;
     Ok(done(env, worker.send(&ToWorker::Stop)))
+}
+
+#[rustler::nif]
+fn worker_awaited<'a>(worker: Term<'a>, pid: Term<'a>) -> NifResult<bool> {
+    Ok(Ref::<Worker>::of(worker)?.is_awaited(pid.as_c_arg()))
 }
 
 #[rustler::nif]
