@@ -443,6 +443,10 @@ defmodule Snakepit.Native do
           | failure()
   def worker_bell(_worker, _mode), do: nif()
 
+  @doc "Whether the process, a local one, sleeps until a call of this worker is done, or one of its pool's slots is free."
+  @spec worker_awaited(worker(), pid()) :: boolean()
+  def worker_awaited(_worker, _pid), do: nif()
+
   @doc "The worker is dead: does what its library has asked for before that. Before `worker_close/2`."
   @spec worker_rest(worker()) :: :ok | failure()
   def worker_rest(_worker), do: nif()

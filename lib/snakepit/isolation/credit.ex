@@ -5,20 +5,28 @@ defmodule Snakepit.Isolation.Credit do
   #
   # Apart from the Doorbell, because looking waits for the process that is looked at.
   #
+  # A process that sleeps until this very worker answers cannot take its messages before that, and the library may need answers of
+  # the VM to come to an end: its mailbox holds nobody up. It may have `@waiting_times` as much waiting; at more than that the answer
+  # is `{Credit, pid, {:flooded, text}}`, the last one: waiting would be for ever.
+  #
   # Of the messages that wait nobody knows the bytes, but the library's own are known, and the last ones sent are the ones
   # that wait: no more than the sum of as many of them as wait.
 
   # A process that is over its limit is looked at again after so many ms.
   @again 10
+  @waiting_times 4
+
+  alias Snakepit.Native
 
   @type sent :: {pid(), messages :: pos_integer(), bytes :: non_neg_integer()}
 
   @doc "For the calling process, with which it ends. Nil when there is no limit."
-  @spec start_link({pos_integer() | :infinity, pos_integer() | :infinity}) :: pid() | nil
-  def start_link({:infinity, :infinity}), do: nil
+  @spec start_link(reference(), {pos_integer() | :infinity, pos_integer() | :infinity}) :: pid() | nil
+  def start_link(_native, {:infinity, :infinity}), do: nil
 
-  def start_link(limits) do
+  def start_link(native, limits) do
     owner = self()
+    limits = {native, limits}
 
     :proc_lib.spawn_link(fn ->
       Process.monitor(owner)
@@ -37,9 +45,10 @@ defmodule Snakepit.Isolation.Credit do
       {__MODULE__, sent} ->
         known = sent |> Enum.reduce(known, &add/2) |> prune()
 
-        case full(known, limits) do
-          nil -> clear(owner, limits, known)
-          pid -> hold(owner, limits, known, pid)
+        case verdict(known, limits) do
+          :clear -> clear(owner, limits, known)
+          {:full, pid} -> hold(owner, limits, known, pid)
+          flooded -> send(owner, {__MODULE__, self(), flooded})
         end
 
       {:DOWN, _, :process, ^owner, _} ->
@@ -63,7 +72,12 @@ defmodule Snakepit.Isolation.Credit do
     after
       @again ->
         known = prune(known)
-        if full(known, limits), do: look_again(owner, limits, known), else: clear(owner, limits, known)
+
+        case verdict(known, limits) do
+          :clear -> clear(owner, limits, known)
+          {:full, _pid} -> look_again(owner, limits, known)
+          flooded -> send(owner, {__MODULE__, self(), flooded})
+        end
     end
   end
 
@@ -85,12 +99,23 @@ defmodule Snakepit.Isolation.Credit do
   defp newest([], _waiting), do: []
   defp newest([{messages, _} = first | sent], waiting), do: [first | newest(sent, waiting - messages)]
 
-  # One that is over a limit.
-  defp full(known, {messages, bytes}) do
-    Enum.find_value(known, fn {pid, {waiting, sent}} ->
-      if waiting > messages or Enum.sum(for {_, bytes} <- sent, do: bytes) > bytes, do: pid
+  # The worst that there is of anybody.
+  defp verdict(known, {native, limits}) do
+    Enum.reduce_while(known, :clear, fn {pid, {waiting, sent}}, verdict ->
+      cond do
+        not over?(waiting, sent, limits, 1) -> {:cont, verdict}
+        not Native.worker_awaited(native, pid) -> {:cont, {:full, pid}}
+        not over?(waiting, sent, limits, @waiting_times) -> {:cont, verdict}
+        true -> {:halt, {:flooded, "it sends without end to a process that waits for its answer: #{waiting} messages"}}
+      end
     end)
   end
+
+  defp over?(waiting, sent, {messages, bytes}, times),
+    do: over?(waiting, messages, times) or over?(Enum.sum(for {_, bytes} <- sent, do: bytes), bytes, times)
+
+  defp over?(_amount, :infinity, _times), do: false
+  defp over?(amount, limit, times), do: amount > limit * times
 
   defp waiting(pid) do
     case Process.info(pid, :message_queue_len) do

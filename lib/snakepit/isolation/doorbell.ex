@@ -4,7 +4,8 @@ defmodule Snakepit.Isolation.Doorbell do
   # of that is native). A process of its own that waits for nobody, because all sleeping callers wait for it.
   #
   #     serving ──sent much──▶ waiting for the word of Credit ──:clear──▶ serving
-  #                              └──:full──▶ holding ──:clear──▶ serving
+  #                              ├──:full──▶ holding ──:clear──▶ serving
+  #                              └──:flooded──▶ the worker has lied
   #
   # While it waits or holds, callers are woken as ever. Tells the Worker when the worker lies, `{Doorbell, pid, {reason, details}}`,
   # when its library has asked for what it is not granted, `{Doorbell, pid, :denied, function}`, and when a mailbox is full,
@@ -31,7 +32,7 @@ defmodule Snakepit.Isolation.Doorbell do
   end
 
   defp init(native, owner, limits),
-    do: %{native: native, owner: owner, credit: Credit.start_link(limits), mode: :serve, priority: :high}
+    do: %{native: native, owner: owner, credit: Credit.start_link(native, limits), mode: :serve, priority: :high}
 
   # First of all, because a predecessor may have left something.
   defp listen(%{native: native, mode: mode} = state) do
@@ -55,9 +56,11 @@ defmodule Snakepit.Isolation.Doorbell do
   end
 
   # There is more to take. It is a library's storm, so it is not more important than the processes that it is for.
-  defp heed(%{credit: credit} = state) do
+  # What the sockets and callers have to say is taken too: it would pile up, and it says no more than to listen.
+  defp heed(%{native: native, credit: credit} = state) do
     receive do
-      {Credit, ^credit, word} -> state |> heard(word) |> listen()
+      {:select, ^native, _channel, _ready} -> heed(state)
+      {Credit, ^credit, word} -> heard(state, word)
     after
       0 -> listen(state)
     end
@@ -70,7 +73,7 @@ defmodule Snakepit.Isolation.Doorbell do
       :ok ->
         receive do
           {:select, ^native, _channel, _ready} -> listen(state)
-          {Credit, ^credit, word} -> state |> heard(word) |> listen()
+          {Credit, ^credit, word} -> heard(state, word)
         end
 
       {:error, fault} ->
@@ -78,12 +81,14 @@ defmodule Snakepit.Isolation.Doorbell do
     end
   end
 
-  defp heard(state, :clear), do: %{state | mode: :serve}
+  defp heard(state, :clear), do: listen(%{state | mode: :serve})
 
   defp heard(state, {:full, pid}) do
     send(state.owner, {__MODULE__, self(), :full, pid})
-    %{state | mode: :hold}
+    listen(%{state | mode: :hold})
   end
+
+  defp heard(state, {:flooded, text}), do: send(state.owner, {__MODULE__, self(), {:protocol, %{message: text}}})
 
   defp priority(%{priority: priority} = state, priority), do: state
 

@@ -9,8 +9,8 @@
 
 mod ring_support;
 
-use ring_support::{request, vm};
-use snakepit_shm_core::ring::vm::{Cancel, Claim, Park, Payload, Poll};
+use ring_support::{Both, request, vm};
+use snakepit_shm_core::ring::vm::{Cancel, Claim, Done, Park, Payload, Poll};
 use snakepit_shm_core::ring::{Error, Plan};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,6 +37,65 @@ fn plausible(next: &mut impl FnMut() -> u64, number: u64) -> u64 {
         7 => [0, u64::MAX, value >> 40, value >> 52][value as usize >> 8 & 3],
         _ => value,
     }
+}
+
+/// Where the worker says how far it has written its events.
+const EVENT_TAIL: usize = 384;
+
+#[test]
+fn the_end_of_the_events_is_no_further_than_a_queue_is_long() {
+    let both = Both::new(Plan {
+        event_bytes: 4096,
+        ..Plan::default()
+    });
+    let (start, _) = both.vm.raw();
+    // SAFETY: a word of the header, which is mapped for as long as the ring is.
+    let tail = unsafe { AtomicU64::from_ptr(start.add(EVENT_TAIL).cast()) };
+    for round in 0..1_000u64 {
+        both.worker.event(1, &[7; 16]).unwrap();
+        let honest = tail.load(Ordering::Relaxed);
+        assert_eq!(both.vm.events_end(), honest);
+        // A lie in passing, as whoever has an answer may see it.
+        for lie in [honest + (1 << 40), honest + (1 << 62), honest + 4096] {
+            tail.store(lie, Ordering::Relaxed);
+            let end = both.vm.events_end();
+            assert!(end <= round * 24 + 4096, "{end}");
+        }
+        tail.store(honest, Ordering::Relaxed);
+        assert!(!both.vm.events_done_until(honest));
+        assert_eq!(both.vm.events(64, |_, _| {}), Ok(1));
+        assert!(both.vm.events_done_until(honest));
+    }
+    // The lie is reached, and no more is taken for it.
+    let lie = tail.load(Ordering::Relaxed) + (1 << 40);
+    let honest = tail.swap(lie, Ordering::Relaxed);
+    let end = both.vm.events_end();
+    tail.store(honest, Ordering::Relaxed);
+    let mut taken = 0;
+    for _ in 0..1_000 {
+        // The queue is full in the end.
+        let _ = both.worker.event(1, &[7; 16]);
+        taken += both.vm.events_until(Some(end), 64, |_, _| Done::Yes).unwrap();
+    }
+    assert_eq!(taken, 4096usize.div_ceil(24));
+    assert!(both.vm.events_done_until(end));
+}
+
+#[test]
+fn records_are_reported_one_by_one_to_who_has_enough_of_one() {
+    let both = Both::new(Plan::default());
+    for kind in 0..3 {
+        both.worker.event(kind, b"x").unwrap();
+    }
+    for expected in 0..3 {
+        let mut seen = Vec::new();
+        let count = both.vm.events_until(None, 64, |kind, _| {
+            seen.push(kind);
+            Done::Enough
+        });
+        assert_eq!((count, seen), (Ok(1), vec![expected]));
+    }
+    assert_eq!(both.vm.events(64, |_, _| {}), Ok(0));
 }
 
 /// Where the slots of the plan below lie: header 640, status 128, two executors 128, eight cells 512.

@@ -105,11 +105,21 @@ impl<T: Copy> Decoder<T> {
         B: Builder<Term = T>,
         S: Source,
     {
+        self.decode_counted(source, limits, builder).map(|(term, _)| term)
+    }
+
+    /// Reads one term, and says how many words of heap it takes.
+    #[inline]
+    pub fn decode_counted<B, S>(&mut self, source: &mut S, limits: &Limits, builder: &mut B) -> Outcome<B, (T, u64)>
+    where
+        B: Builder<Term = T>,
+        S: Source,
+    {
         self.trim();
         let mut reading = Reading::new(source, 1, limits, builder)?;
         let term = reading.term(self).inspect_err(|_| self.clear())?;
         reading.end()?;
-        Ok(term)
+        Ok((term, limits.words - reading.words))
     }
 
     /// Reads `count` terms, and nothing may follow them. The limits hold for all of them together.

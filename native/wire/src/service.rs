@@ -51,7 +51,7 @@ pub enum Request {
     WhereIs { request: u32, port: bool, name: String },
     /// `enif_is_process_alive`, `enif_is_port_alive`: `Yes` or `No`.
     IsAlive { request: u32, name: Named },
-    /// `enif_make_ref`: `Names` with `count` new references. Each stays until it is dropped.
+    /// `enif_make_ref`: `Names` with new references, `count` or as many as there is room for. Each stays until it is dropped.
     References { request: u32, count: u32 },
     /// `enif_make_unique_integer`: `Integer`. `properties` are those of `ErlNifUniqueInteger`.
     Unique { request: u32, properties: u32 },

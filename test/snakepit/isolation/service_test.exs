@@ -199,6 +199,32 @@ defmodule Snakepit.Isolation.ServiceTest do
       call!(library, :storm_stop, [])
     end
 
+    test "in what copies of a fun take" do
+      library = load!(:services, max_mailbox_bytes: 8_000_000)
+      sleeper = sleeper()
+      large = Enum.to_list(1..50_000)
+      # A few bytes of each message, and 800 kB of the VM's memory.
+      fun = fn -> length(large) end
+
+      sending = Task.async(fn -> call!(library, :send_many, [sleeper, fun, 500]) end)
+      # No more go than are counted before somebody looks.
+      eventually(fn -> waiting(sleeper) > 2 end, @deadline)
+      Process.sleep(200)
+      assert waiting(sleeper) < 100
+      send(sleeper, :empty)
+      assert Task.await(sending, @deadline) == 500
+    end
+
+    test "of the caller does not hold up its own call" do
+      library = load!(:services, max_mailbox: 1_000)
+      # More than are counted before somebody looks.
+      assert call!(library, :send_many, [self(), :x, 3_500]) == 3_500
+      assert length(messages()) == 3_500
+      {pid, _} = spawn_monitor(fn -> exit(call!(library, :send_many, [self(), :x, 2_000_000])) end)
+      assert_receive {:DOWN, _, :process, ^pid, {%Snakepit.Isolation.Error{}, _}}, @deadline
+      assert call!(library, :echo, [1]) == 1
+    end
+
     test "and a worker that is killed meanwhile, which is replaced" do
       library = load!(:services, max_mailbox: 1_000)
       sleeper = sleeper()

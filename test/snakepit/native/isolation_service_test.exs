@@ -280,6 +280,21 @@ defmodule Snakepit.Native.IsolationServiceTest do
     assert length(messages()) == put - messages
   end
 
+  test "a storm of requests is served in portions", %{pool: pool, worker: worker} do
+    assert {:ok, put} = queue(pool, request(:References, [0, 256]), 200)
+    assert put > 20
+    assert portions(worker) >= div(put, 4)
+    # What was made is all there.
+    assert {:ok, 3} = call(pool, :add, [1, 2])
+  end
+
+  defp portions(worker, seen \\ 1) do
+    case serve(worker) do
+      {:ok, _, true, _, _} -> portions(worker, seen + 1)
+      {:ok, _, false, _, _} -> seen
+    end
+  end
+
   defp first_sent(worker) do
     case serve(worker) do
       {:ok, _, true, [], []} -> first_sent(worker)

@@ -105,6 +105,8 @@ enum Stop {
     Large,
     /// Before it there is a message that is more than that; or messages, and this is no scheduler.
     Queued,
+    /// Before it there are messages, and others have their turn first.
+    Later,
 }
 
 /// What a stretch came to.
@@ -219,6 +221,7 @@ impl<'a> Stretch<'a, '_> {
                 match flight.settle(self.env) {
                     Settled::Yes => {}
                     Settled::Large => return (collected, Some(Stop::Queued)),
+                    Settled::Later => return (collected, Some(Stop::Later)),
                     Settled::Fault(failure) => look = Look::Fault(failure),
                 }
             }
@@ -416,6 +419,7 @@ fn next<'a>(env: Env<'a>, term: Term<'a>, place: Where) -> NifResult<Term<'a>> {
     }
     state.save(&newer);
     Ok(match stop {
+        Stop::Later => go_on(env, c"batch_next", next_again, &[term]),
         Stop::Queued if place == Where::Dirty => go_on(env, c"batch_next", next_again, &[term]),
         Stop::Large | Stop::Queued => go_dirty(env, c"batch_next", next_dirty, &[term]),
         _ if moved => (atoms::more(), term).encode(env),
@@ -503,6 +507,10 @@ fn cancel<'a>(env: Env<'a>, term: Term<'a>) -> NifResult<Term<'a>> {
             Settled::Large => {
                 (next, function) = (c"batch_settle", settle_dirty);
                 break;
+            }
+            Settled::Later => {
+                state.cancelled = Some(cancelled);
+                return Ok(go_on(env, c"batch_cancel", cancel_again, &[term]));
             }
             Settled::Fault(failure) => *given = Given::Lied(failure),
         }

@@ -1,6 +1,7 @@
 //! `worker_bell`, `worker_rest`: what happens when a worker rings, and what is left when it is dead.
 
 use super::call::{go_dirty, go_on, scheduled};
+use super::flight;
 use super::handle::Ref;
 use super::saved::self_pid;
 use super::services::{News, Services, Taken};
@@ -38,6 +39,10 @@ fn serve<'a>(env: Env<'a>, worker: Term<'a>, woken: Term<'a>) -> NifResult<Term<
     let object = Ref::<Worker>::of(worker)?;
     Ok(match Services::take_some(object, env) {
         Ok((Taken::Large, _)) => go_dirty(env, c"worker_bell", bell_dirty, &[worker, woken]),
+        Ok((Taken::Busy, news)) => {
+            flight::gives_way(env);
+            bell_term(env, woken, true, &news)
+        }
         Ok((taken, news)) => bell_term(env, woken, taken == Taken::More, &news),
         Err(failure) => {
             object.fault();
@@ -85,7 +90,12 @@ fn rest<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
     let object = Ref::<Worker>::of(worker)?;
     Ok(match Services::take_rest(object, env) {
         Ok(Taken::Large) => go_dirty(env, c"worker_rest", rest_dirty, &[worker]),
-        Ok(_) => atoms::ok().encode(env),
+        Ok(Taken::More) => go_on(env, c"worker_rest", rest_again, &[worker]),
+        Ok(Taken::Busy) => {
+            flight::gives_way(env);
+            go_on(env, c"worker_rest", rest_again, &[worker])
+        }
+        Ok(Taken::All | Taken::Held) => atoms::ok().encode(env),
         Err(failure) => {
             object.fault();
             failure.term(env)

@@ -140,6 +140,10 @@ fn answered<'a>(env: Env<'a>, flight: Flight, answer: &Answer, place: Where) -> 
                 let ticket = Ticket::make(flight).term(env);
                 return go_dirty(env, c"take", settle_dirty, &[ticket]);
             }
+            Settled::Later => {
+                let ticket = Ticket::make(flight).term(env);
+                return go_on(env, c"take", take_again, &[ticket]);
+            }
             Settled::Fault(failure) => return flight.refused(env, failure),
         }
     }
@@ -285,6 +289,7 @@ fn take_from<'a>(env: Env<'a>, term: Term<'a>, place: Where) -> NifResult<Term<'
         match flight.settle(env) {
             Settled::Yes => {}
             Settled::Large => return Ok(go_dirty(env, c"take", settle_dirty, &[term])),
+            Settled::Later => return Ok(go_on(env, c"take", take_again, &[term])),
             Settled::Fault(failure) => {
                 let flight = guard.take().ok_or(NifError::BadArg)?;
                 drop(guard);

@@ -53,6 +53,8 @@ pub enum Settled {
     Yes,
     /// After `Services::decode`, on a dirty scheduler.
     Large,
+    /// When others have had their turn on this scheduler.
+    Later,
     Fault(Failure),
 }
 
@@ -274,9 +276,14 @@ impl Flight {
         };
         self.queue.set(Queue::Until(position));
         match Services::take_until(self.worker.borrow(), env, position) {
-            Ok(Taken::All | Taken::More) => self.queue.set(Queue::Taken),
+            Ok(Taken::All) => self.queue.set(Queue::Taken),
             Ok(Taken::Held) => self.queue.set(Queue::Held(position)),
             Ok(Taken::Large) => return Settled::Large,
+            Ok(Taken::More) => return Settled::Later,
+            Ok(Taken::Busy) => {
+                gives_way(env);
+                return Settled::Later;
+            }
             Err(failure) => {
                 self.worker.fault();
                 return Settled::Fault(failure.by(&self.worker));
@@ -381,7 +388,8 @@ impl Flight {
         match self.worker.ring().cancel(call) {
             Cancel::Cancelled { started } => {
                 drop(self.worker.waits_no_more(slot, number));
-                self.worker.forget(&self.kept);
+                self.worker
+                    .forget_abandoned(slot, number, std::mem::take(&mut self.kept));
                 self.worker.gave_up(number);
                 GivenUp::Yes { started }
             }
@@ -472,10 +480,13 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
-            drop(self.worker.waits_no_more(call.slot(), call.number()));
-            self.worker.forget(&self.kept);
-            self.worker.gave_up(call.number());
+            let (slot, number) = (call.slot(), call.number());
+            drop(self.worker.waits_no_more(slot, number));
+            self.worker.gave_up(number);
             self.worker.ring().abandon(call);
+            // It may be worked on, and what it is called with kept.
+            self.worker
+                .forget_abandoned(slot, number, std::mem::take(&mut self.kept));
         }
     }
 }
@@ -501,4 +512,9 @@ fn without_value(status: u16, text: &str) -> Failure {
 /// Reports time spent on a scheduler, in quarters of a microsecond.
 pub fn spent(env: Env<'_>, quarters: u32) {
     scratch::with(|scratch| scratch.spend(env, quarters));
+}
+
+/// Reports a whole slice, so that others run before this process goes on.
+pub fn gives_way(env: Env<'_>) {
+    spent(env, 4_000);
 }

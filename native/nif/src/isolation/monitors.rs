@@ -11,6 +11,8 @@ use std::collections::{HashMap, HashSet};
 
 /// Monitors of one worker. Their ends, all at once, fit what may wait for the worker.
 const MOST: usize = 16_384;
+/// Watches that are given up at once.
+const PORTION: usize = 1_024;
 
 #[derive(Debug, Default)]
 pub struct Monitors(Mutex<Table>);
@@ -32,7 +34,8 @@ struct Watched {
 }
 
 impl Monitors {
-    /// Watches a process, and answers the request: before its end can be told. False: there is a monitor of that number.
+    /// Watches a process, and answers the request: before its end can be told. `None`: there is a monitor of that number. True: the
+    /// process has got a signal.
     pub fn add(
         &self,
         worker: Ref<'_, Worker>,
@@ -41,10 +44,10 @@ impl Monitors {
         request: u32,
         number: u64,
         pid: &ErlNifPid,
-    ) -> bool {
+    ) -> Option<bool> {
         let mut table = self.0.lock();
         if table.by_number.contains_key(&number) {
-            return false;
+            return None;
         }
         let reply = if table.by_number.len() >= MOST || table.closed {
             Reply::Refused
@@ -53,8 +56,9 @@ impl Monitors {
         } else {
             Reply::No
         };
+        let watched = reply == Reply::Yes;
         replies.answer(worker, env, request, reply);
-        true
+        Some(watched)
     }
 
     pub fn remove(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, number: u64) {
@@ -86,21 +90,29 @@ impl Monitors {
         if table.by_pid.get(&word).is_none_or(|watched| watched.watch != watch) {
             return;
         }
-        let numbers = table.by_pid.remove(&word).map(|watched| watched.numbers);
-        for number in numbers.into_iter().flatten() {
-            table.by_number.remove(&number);
-            replies.down(worker, env, number);
+        let Some(Watched { numbers, .. }) = table.by_pid.remove(&word) else {
+            return;
+        };
+        for number in &numbers {
+            table.by_number.remove(number);
         }
+        drop(table);
+        // Told without the table: there may be thousands.
+        replies.downs(worker, env, numbers.into_iter());
     }
 
-    /// All monitors end.
-    pub fn close(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv) {
+    /// All monitors end, or some of them: false when there are others.
+    pub fn close(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv) -> bool {
         let mut table = self.0.lock();
         table.closed = true;
-        table.by_number.clear();
-        for (_, watched) in table.by_pid.drain() {
-            worker.unwatch(env, &watched.watch);
+        table.by_number = HashMap::new();
+        let some: Vec<ErlNifTerm> = table.by_pid.keys().take(PORTION).copied().collect();
+        for word in some {
+            if let Some(watched) = table.by_pid.remove(&word) {
+                worker.unwatch(env, &watched.watch);
+            }
         }
+        table.by_pid.is_empty()
     }
 }
 

@@ -18,6 +18,9 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Places that are looked at in one go.
+const PORTION: usize = 1_024;
+
 #[derive(Debug)]
 enum Contents {
     Free,
@@ -70,10 +73,13 @@ pub struct Names {
     free: Vec<u32>,
     by_word: HashMap<ErlNifTerm, u32>,
     limit: usize,
-    /// Places that the library lets go of.
-    leaving: VecDeque<u32>,
-    /// The next local name to be replaced.
-    hand: usize,
+    /// Places that the library lets go of, each with the number that it waited for when it came here: in their order, but for what
+    /// was dropped by two at a time.
+    leaving: VecDeque<(u32, u64)>,
+    /// The places of local names, in the order in which they were known or last found alive.
+    locals: VecDeque<u32>,
+    /// Places that were looked at for want of a free one.
+    looked: u64,
     /// Local names that were replaced so far. Shared with those who remember names: when it has moved, what they remember is
     /// worth nothing.
     replaced: Arc<AtomicU64>,
@@ -87,7 +93,8 @@ impl Names {
             by_word: HashMap::new(),
             limit,
             leaving: VecDeque::new(),
-            hand: 0,
+            locals: VecDeque::new(),
+            looked: 0,
             replaced: Arc::default(),
         }
     }
@@ -130,6 +137,7 @@ impl Names {
             key: Arc::clone(&key),
         };
         self.by_word.insert(word, index);
+        self.locals.push_back(index);
         Ok((self.fill(index, kind, contents), key))
     }
 
@@ -186,15 +194,25 @@ impl Names {
         }
         kept.library = Library::Until(number);
         if !std::mem::replace(&mut kept.queued, true) {
-            self.leaving.push_back(name.index);
+            self.leaving.push_back((name.index, number));
         }
         Ok(true)
     }
 
-    /// Lets go of what may go now. `lowest`: the lowest number of a call in flight. True: nothing is left to be settled.
+    /// Lets go of what may go now, or some of it. `lowest`: the lowest number of a call in flight. True: nothing is left to be
+    /// settled.
     pub fn settle(&mut self, lowest: Option<u64>) -> bool {
-        for _ in 0..self.leaving.len() {
-            let Some(index) = self.leaving.pop_front() else { break };
+        let waits = |number| lowest.is_some_and(|lowest| lowest < number);
+        for _ in 0..PORTION {
+            match self.leaving.front() {
+                None => break,
+                // So do those behind it.
+                Some((_, number)) if waits(*number) => break,
+                Some(_) => {}
+            }
+            let Some((index, _)) = self.leaving.pop_front() else {
+                break;
+            };
             let Some(Place {
                 contents: Contents::Kept(kept),
                 ..
@@ -203,9 +221,8 @@ impl Names {
                 continue;
             };
             match kept.library {
-                Library::Until(number) if lowest.is_some_and(|lowest| lowest < number) => {
-                    self.leaving.push_back(index);
-                }
+                // It was dropped again meanwhile.
+                Library::Until(number) if waits(number) => self.leaving.push_back((index, number)),
                 Library::Until(_) => {
                     (kept.library, kept.queued) = (Library::Out, false);
                     if !kept.call {
@@ -217,6 +234,11 @@ impl Names {
             }
         }
         self.leaving.is_empty()
+    }
+
+    /// How many places were looked at for want of a free one, so far.
+    pub fn looked(&self) -> u64 {
+        self.looked
     }
 
     fn kept(&mut self, name: Name) -> Option<&mut Kept> {
@@ -340,38 +362,40 @@ impl Names {
         })
     }
 
-    /// Drops the names of local processes that have ended. Looks at no more than 1,024 places a time: it runs on a scheduler.
+    /// Drops the names of local processes that have ended. Looks at no more than `PORTION` places a time, and at others the next
+    /// time: it runs on a scheduler.
     fn purge(&mut self, env: *mut ErlNifEnv) {
-        let length = self.places.len();
-        for step in 0..length.min(1024) {
-            let index = (self.hand + step) % length;
-            let Contents::Local { word, .. } = &self.places[index].contents else {
-                continue;
-            };
-            let word = *word;
-            if is_dead(env, word) {
-                self.by_word.remove(&word);
-                self.places[index].contents = Contents::Free;
-                self.free.push(index as u32);
-                self.count_replaced();
+        for _ in 0..self.locals.len().min(PORTION) {
+            let Some(index) = self.locals.pop_front() else { break };
+            self.looked += 1;
+            match self.places.get(index as usize) {
+                Some(Place {
+                    contents: Contents::Local { word, .. },
+                    ..
+                }) if !is_dead(env, *word) => self.locals.push_back(index),
+                _ => {
+                    self.drop_local(index);
+                    self.free.push(index);
+                }
             }
         }
     }
 
-    /// Takes the place of the local name that has been known longest, roughly.
+    /// Takes the place of the local name that has been known longest, or not been looked at for longest. What is kept has its place.
     fn replace(&mut self) -> Option<u32> {
-        let length = self.places.len();
-        for _ in 0..length {
-            let index = self.hand;
-            self.hand = (self.hand + 1) % length;
-            if let Contents::Local { word, .. } = &self.places[index].contents {
-                self.by_word.remove(word);
-                self.places[index].contents = Contents::Free;
-                self.count_replaced();
-                return Some(index as u32);
-            }
+        let index = self.locals.pop_front()?;
+        self.drop_local(index);
+        Some(index)
+    }
+
+    fn drop_local(&mut self, index: u32) {
+        if let Some(place) = self.places.get_mut(index as usize)
+            && let Contents::Local { word, .. } = &place.contents
+        {
+            self.by_word.remove(word);
+            place.contents = Contents::Free;
+            self.count_replaced();
         }
-        None
     }
 }
 

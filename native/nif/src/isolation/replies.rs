@@ -16,6 +16,8 @@ use std::collections::VecDeque;
 
 /// Bytes that may wait. A thread of a library waits for its answer before it asks again, and whoever asks reads.
 const WAITING: usize = 4 << 20;
+/// Packets that are sent at once.
+const PORTION: usize = 256;
 /// What a packet costs beside its bytes.
 const EACH: usize = 64;
 
@@ -51,34 +53,33 @@ impl Replies {
         }
     }
 
-    /// The end of a process.
-    pub fn down(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, monitor: u64) {
-        if let Ok(packet) = control::encode(&ToWorker::Down { monitor }) {
-            self.post(worker, env, packet);
+    /// The end of a process that has been watched so many times. The first ones are sent, the others when the socket is heard of:
+    /// this is the time of the process that ends.
+    pub fn downs(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, monitors: impl Iterator<Item = u64>) {
+        let mut waiting = self.0.lock();
+        for (index, monitor) in monitors.enumerate() {
+            if let Ok(packet) = control::encode(&ToWorker::Down { monitor }) {
+                waiting.post(worker, packet, index < PORTION);
+            }
         }
+        waiting.arm(worker, env);
     }
 
     fn post(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, packet: Vec<u8>) {
         let mut waiting = self.0.lock();
-        if waiting.packets.is_empty() {
-            match packets::post(worker.control(), &packet, &[]) {
-                Sent::Yes | Sent::Closed => return,
-                Sent::Busy => {}
-            }
-        }
-        waiting.bytes += packet.len() + EACH;
-        waiting.packets.push_back(packet);
+        waiting.post(worker, packet, true);
         waiting.arm(worker, env);
     }
 
-    /// Sends what waits. The calling process is the one to be told from now on.
+    /// Sends some of what waits. The calling process is the one to be told from now on, also when there is more to send.
     pub fn flush(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, listener: Option<ErlNifPid>) {
         let mut waiting = self.0.lock();
         waiting.listener = listener;
         waiting.armed = false;
-        while let Some(packet) = waiting.packets.front() {
+        for _ in 0..PORTION {
+            let Some(packet) = waiting.packets.front() else { break };
             match packets::post(worker.control(), packet, &[]) {
-                Sent::Busy => return waiting.arm(worker, env),
+                Sent::Busy => break,
                 Sent::Yes => {
                     waiting.bytes -= packet.len() + EACH;
                     waiting.packets.pop_front();
@@ -86,6 +87,7 @@ impl Replies {
                 Sent::Closed => waiting.clear(),
             }
         }
+        waiting.arm(worker, env);
     }
 
     /// The process that is told.
@@ -104,7 +106,23 @@ impl Replies {
 }
 
 impl Waiting {
+    /// Sends it, if nothing waits before it and it `goes` now; else it waits.
+    fn post(&mut self, worker: Ref<'_, Worker>, packet: Vec<u8>, goes: bool) {
+        if goes && self.packets.is_empty() {
+            match packets::post(worker.control(), &packet, &[]) {
+                Sent::Yes | Sent::Closed => return,
+                Sent::Busy => {}
+            }
+        }
+        self.bytes += packet.len() + EACH;
+        self.packets.push_back(packet);
+    }
+
+    /// Has the listener told that the socket has room, when something waits.
     fn arm(&mut self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv) {
+        if self.packets.is_empty() {
+            return;
+        }
         let Some(listener) = self.listener.filter(|_| !self.armed) else {
             return;
         };

@@ -1,12 +1,12 @@
 //! The requests of a library, one by one. `services.rs` takes them.
 
 use super::failure::{Failure, Result, Unmakeable};
-use super::flight::{self, ON_SCHEDULER};
+use super::flight::ON_SCHEDULER;
 use super::handle::Ref;
 use super::names::Holder;
 use super::saved::{self, OwnEnv};
 use super::scratch;
-use super::services::{ALL, Amount, EACH, Function, Intake, Whereis};
+use super::services::{Function, Intake, Whereis};
 use super::terms;
 use super::worker::Worker;
 use rustler::Env;
@@ -16,14 +16,25 @@ use rustler::sys::{
     enif_whereis_port,
 };
 use snakepit_shm_core::ring::vm::Done;
-use snakepit_wire::control;
+use snakepit_wire::control::{self, PACKET};
 use snakepit_wire::service::{self, Keyed, Named, Reply, Request};
 use snakepit_wire::{DecodeError, Name, NameKind};
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Threads of a library that are in the middle of a large term.
 const STREAMS: usize = 1024;
+/// Terms of the greatest length that may be on their way at once.
+const TERMS: u64 = 4;
+/// What a word takes.
+const WORD: u64 = 8;
+/// Bytes of the keys of new references that fit one answer.
+const KEYS: usize = PACKET / 2;
+/// What a process has to handle for a monitor, in bytes.
+const SIGNALS: u64 = 256;
+/// What a key costs beside its bytes.
+const EACH_KEY: usize = 32;
 /// All that `ErlNifUniqueInteger` has.
 const PROPERTIES: u32 = 3;
 
@@ -38,8 +49,15 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Job {
     pub action: Action,
-    pub bytes: Vec<u8>,
-    pub decoded: Option<Decoded>,
+    pub term: Large,
+}
+
+#[derive(Debug)]
+pub enum Large {
+    Encoded(Vec<u8>),
+    /// Somebody decodes it.
+    InWork,
+    Ready(Decoded),
 }
 
 #[derive(Debug)]
@@ -47,6 +65,8 @@ pub struct Decoded {
     pub env: OwnEnv,
     /// `None`: it cannot be read.
     pub term: Option<ErlNifTerm>,
+    /// That it takes.
+    pub bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,11 +91,12 @@ impl Parts {
         }
         let whole = self.streams.entry(stream).or_insert_with(|| Some(Vec::new()));
         let Some(known) = whole else { return Ok(()) };
-        if self.bytes + bytes.len() as u64 > limit {
+        let length = bytes.len() as u64;
+        if known.len() as u64 + length > limit || self.bytes + length > limit.saturating_mul(TERMS) {
             self.bytes -= known.len() as u64;
             *whole = None;
         } else {
-            self.bytes += bytes.len() as u64;
+            self.bytes += length;
             known.extend_from_slice(bytes);
         }
         Ok(())
@@ -100,8 +121,17 @@ impl Intake {
         if kind != service::KIND {
             return Err(Failure::protocol(format!("an event of the kind {kind}")));
         }
-        flight::spent(env, 4 + bytes.len() as u32 / 64);
         let request: Request = control::decode(bytes).map_err(Failure::protocol)?;
+        self.works(env, weight(&request) + bytes.len() as u64 / 64);
+        let looked = worker.names().lock().looked();
+        let done = self.request(worker, env, request)?;
+        // A full table makes names dear.
+        let looks = worker.names().lock().looked() - looked;
+        self.works(env, looks / 4);
+        Ok(done)
+    }
+
+    fn request(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, request: Request) -> Result<Done> {
         let services = worker.services();
         let raw = env.as_c_arg();
         let answer = |request, reply| services.replies().answer(worker, raw, request, reply);
@@ -170,28 +200,27 @@ impl Intake {
         if bytes.len() > ON_SCHEDULER {
             self.job = Some(Job {
                 action,
-                bytes,
-                decoded: None,
+                term: Large::Encoded(bytes),
             });
             return Ok(Done::NotYet);
         }
-        let decoded = scratch::decode_plain(self.env.as_c_arg(), Some(&worker), worker.limits(), &bytes);
-        let term = readable(decoded)?;
-        let reply = deliver(&worker, env, action, self.env.as_c_arg(), term);
+        let decoded = scratch::decode_counted(self.env.as_c_arg(), Some(&worker), worker.limits(), &bytes);
+        let (term, size) = readable(decoded, bytes.len())?;
+        self.works(env, size / 256);
+        let reply = if self.has_sent_enough() {
+            Reply::Refused
+        } else {
+            deliver(&worker, env, action, self.env.as_c_arg(), term)
+        };
         self.env.clear();
-        self.done(worker, env, action, bytes.len(), reply);
+        self.done(worker, env, action, size, reply);
         Ok(Done::Yes)
     }
 
     /// Answers, and counts what was sent.
-    pub fn done(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, action: Action, length: usize, reply: Reply) {
+    pub fn done(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, action: Action, bytes: u64, reply: Reply) {
         match action.target {
-            Target::Local(word) if reply == Reply::Yes && action.kind == NameKind::Pid => {
-                let amount = self.sent.entry(word).or_insert(Amount::NOTHING);
-                amount.add(length as u64);
-                self.sent_to_all.add(length as u64);
-                self.pressed |= amount.reaches(EACH) || self.sent_to_all.reaches(ALL);
-            }
+            Target::Local(word) if reply == Reply::Yes && action.kind == NameKind::Pid => self.sends(word, bytes),
             _ if reply == Reply::Refused
                 && action.kind == NameKind::Port
                 && !worker.services().grants.port_command =>
@@ -204,18 +233,6 @@ impl Intake {
             .services()
             .replies()
             .answer(worker, env.as_c_arg(), action.request, reply);
-    }
-
-    pub fn decode(&mut self, worker: Ref<'_, Worker>) {
-        let Some(job) = self.job.as_mut().filter(|job| job.decoded.is_none()) else {
-            return;
-        };
-        let env = OwnEnv::new();
-        let decoded = scratch::decode_plain(env.as_c_arg(), Some(&worker), worker.limits(), &job.bytes);
-        match readable(decoded) {
-            Ok(term) => job.decoded = Some(Decoded { env, term }),
-            Err(lie) => self.lie = Some(lie),
-        }
     }
 
     // ── Everything else ──────────────────────────────────────────────────────────────────────────────────────────
@@ -248,27 +265,30 @@ impl Intake {
         named.map_or(Reply::Refused, |keyed| Reply::Names(vec![keyed]))
     }
 
-    /// New references, all of them or none.
+    /// New references, as many as fit an answer and the table: the library asks again for others.
     fn references(&mut self, worker: &Worker, count: u32) -> Reply {
         let env = self.env.as_c_arg();
-        let mut made = Vec::new();
+        let mut made: Vec<Keyed> = Vec::new();
+        let mut bytes = 0;
         for _ in 0..count {
             // SAFETY: our own environment, which is alive.
             let term = unsafe { enif_make_ref(env) };
             let key = terms::key(env, term);
             let words = key.len() as u64;
+            bytes += key.len() + EACH_KEY;
+            if bytes > KEYS && !made.is_empty() {
+                break;
+            }
             let mut names = worker.names().lock();
-            let Ok(name) = names.keep(env, NameKind::Reference, term, words, Holder::Library) else {
-                drop(names);
-                // Nobody has them: they go at once.
-                let made = made.iter().map(|keyed: &Keyed| keyed.name.0);
-                let _ = worker.drop_names(made);
-                self.env.clear();
-                return Reply::Refused;
-            };
-            made.push(keyed(name, &key));
+            match names.keep(env, NameKind::Reference, term, words, Holder::Library) {
+                Ok(name) => made.push(keyed(name, &key)),
+                Err(_) => break,
+            }
         }
         self.env.clear();
+        if made.is_empty() && count > 0 {
+            return Reply::Refused;
+        }
         Reply::Names(made)
     }
 
@@ -282,7 +302,7 @@ impl Intake {
     }
 
     fn monitor(
-        &self,
+        &mut self,
         worker: Ref<'_, Worker>,
         env: *mut ErlNifEnv,
         request: u32,
@@ -292,10 +312,12 @@ impl Intake {
         let (replies, monitors) = (worker.services().replies(), worker.services().monitors());
         match target(&worker, name, NameKind::Pid)? {
             Target::Local(word) => match local_pid(env, word) {
-                Some(pid) if !monitors.add(worker, env, replies, request, number, &pid) => {
-                    return Err(Failure::protocol("two monitors have one number"));
-                }
-                Some(_) => {}
+                Some(pid) => match monitors.add(worker, env, replies, request, number, &pid) {
+                    // It gets a signal as others get a message, and another one when the monitor ends.
+                    Some(true) => self.sends(word, SIGNALS),
+                    Some(false) => {}
+                    None => return Err(Failure::protocol("two monitors have one number")),
+                },
                 None => replies.answer(worker, env, request, Reply::No),
             },
             Target::Elsewhere => replies.answer(worker, env, request, Reply::No),
@@ -332,12 +354,39 @@ fn target(worker: &Worker, name: Name, kind: NameKind) -> Result<Target> {
     }
 }
 
-/// `None`: beyond a limit, or with a name that is no more.
-fn readable(decoded: std::result::Result<ErlNifTerm, DecodeError<Unmakeable>>) -> Result<Option<ErlNifTerm>> {
+/// Decodes a large term.
+pub fn decode(worker: &Worker, bytes: &[u8]) -> Result<Decoded> {
+    // Whatever happens in there, the queue does not wait for it for ever.
+    let decoded = catch_unwind(AssertUnwindSafe(|| {
+        let env = OwnEnv::new();
+        let decoded = scratch::decode_counted(env.as_c_arg(), Some(worker), worker.limits(), bytes);
+        let (term, bytes) = readable(decoded, bytes.len())?;
+        Ok(Decoded { env, term, bytes })
+    }));
+    decoded.unwrap_or_else(|_| Err(Failure::protocol("a term cannot be decoded")))
+}
+
+/// The term, and the bytes that it takes in the VM: its words and those of what it names, and those that were sent (large
+/// binaries lie outside of the heap). No term: beyond a limit, or with a name that is no more.
+fn readable(
+    decoded: std::result::Result<(ErlNifTerm, u64), DecodeError<Unmakeable>>,
+    length: usize,
+) -> Result<(Option<ErlNifTerm>, u64)> {
+    let length = length as u64;
     match decoded.map_err(Failure::from) {
-        Ok(term) => Ok(Some(term)),
+        Ok((term, words)) => Ok((Some(term), words.saturating_mul(WORD).saturating_add(length))),
         Err(lie @ Failure::Protocol { .. }) => Err(lie),
-        Err(_) => Ok(None),
+        Err(_) => Ok((None, length)),
+    }
+}
+
+/// What serving it takes, in quarters of a microsecond, beside its bytes.
+fn weight(request: &Request) -> u64 {
+    4 + match request {
+        Request::References { count, .. } => 2 * u64::from(*count),
+        Request::Keep { names } | Request::Drop { names } => names.len() as u64 / 4,
+        Request::Monitor { .. } | Request::Demonitor { .. } => 4,
+        _ => 0,
     }
 }
 

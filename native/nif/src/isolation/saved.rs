@@ -102,6 +102,11 @@ impl Waiter {
         if sent { Ok(()) } else { Err(self) }
     }
 
+    /// Whether it is this process, by its word.
+    pub fn is(&self, word: ErlNifTerm) -> bool {
+        pid_word(self.pid) == word
+    }
+
     /// Whether it waits with this reference.
     pub fn has(&self, reference: Term<'_>, what: Atom) -> bool {
         let env = reference.get_env().as_c_arg();

@@ -258,12 +258,23 @@ pub fn decode_plain(
     limits: &Limits,
     bytes: &[u8],
 ) -> std::result::Result<ErlNifTerm, DecodeError<Unmakeable>> {
+    decode_counted(env, from, limits, bytes).map(|(term, _)| term)
+}
+
+/// Decodes one term out of private bytes, and says how many words it takes, with the copies of what it names.
+pub fn decode_counted(
+    env: *mut ErlNifEnv,
+    from: Option<&Worker>,
+    limits: &Limits,
+    bytes: &[u8],
+) -> std::result::Result<(ErlNifTerm, u64), DecodeError<Unmakeable>> {
     with(|scratch| {
         // SAFETY: the environment is the caller's, for the whole of this call.
         let mut builder = unsafe { VmBuilder::new(env, from) };
-        scratch
+        let (term, words) = scratch
             .decoder
-            .decode(&mut SliceSource::new(bytes), limits, &mut builder)
+            .decode_counted(&mut SliceSource::new(bytes), limits, &mut builder)?;
+        Ok((term, words.saturating_add(builder.copied())))
     })
 }
 

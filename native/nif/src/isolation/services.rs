@@ -2,18 +2,20 @@
 //!
 //! The queue is taken by the process that hears the worker's bell, and by whoever takes an answer before which something was
 //! queued, on schedulers only: a process that is ended while it runs on a dirty one sends nothing any more. A term that is too
-//! large to be decoded on a scheduler stops the queue; it is decoded on a dirty scheduler, and sent by whoever goes on.
+//! large to be decoded on a scheduler stops the queue; it is decoded on a dirty scheduler, and sent by whoever goes on. Whoever takes
+//! the queue does so for half a millisecond, by weight of the records, and lets others run before it goes on.
 
 use super::failure::{Failure, Result};
+use super::flight;
 use super::handle::Ref;
 use super::monitors::Monitors;
 use super::replies::Replies;
-use super::requests::{Job, Parts, deliver};
+use super::requests::{self, Decoded, Job, Large, Parts, deliver};
 use super::saved::OwnEnv;
 use super::worker::Worker;
 use crate::atoms;
 use parking_lot::Mutex;
-use rustler::sys::{ErlNifEnv, ErlNifTerm, enif_send};
+use rustler::sys::{ErlNifTerm, enif_send};
 use rustler::{Encoder, Env};
 use snakepit_shm_core::ring::vm::Done;
 use snakepit_wire::Name;
@@ -22,9 +24,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Records between two looks at whether to stop, and as many times that at once.
+/// Records between two looks at what else there is to do.
 const STRETCH: usize = 64;
-const STRETCHES: usize = 8;
+/// Work that is done without giving way, in quarters of a microsecond.
+const SLICE: u64 = 2_000;
 /// What is sent to one process, and to all, before somebody looks whether they keep up.
 pub(super) const EACH: Amount = Amount {
     messages: 1_000,
@@ -34,7 +37,13 @@ pub(super) const ALL: Amount = Amount {
     messages: 10_000,
     bytes: 16 << 20,
 };
-/// How long a scheduler waits for another one to be done with the queue. Longer ones decode large terms.
+/// What is sent at most before the process that hears the bell has taken note: callers that take the queue wait for it. And what is
+/// still sent for a worker that is dead.
+const MOST: Amount = Amount {
+    messages: 4 * ALL.messages,
+    bytes: 4 * ALL.bytes,
+};
+/// How long a scheduler waits for another one to be done with the queue, before it does something else.
 const PATIENCE: Duration = Duration::from_micros(200);
 /// What a library may do beyond the names that it was given.
 #[derive(Debug)]
@@ -74,10 +83,14 @@ pub struct Services {
     intake: Mutex<Intake>,
     /// A mailbox is full: nothing is taken out of the queue until the process that hears the bell says so.
     held: AtomicBool,
+    /// The worker has lied, or is dead.
+    over: AtomicBool,
     replies: Replies,
     monitors: Monitors,
     /// Names of calls that were over before the queue was taken up to a position: there may be a `Keep` in it.
     later: Mutex<VecDeque<(u64, Vec<Name>)>>,
+    /// Names of calls that were given up and are worked on, by slot and number.
+    abandoned: Mutex<Vec<(u16, u64, Vec<Name>)>>,
     /// Where the queue of a dead worker ends.
     rest: OnceLock<u64>,
 }
@@ -99,9 +112,11 @@ pub(super) struct Intake {
     /// Whoever hears the bell was told to look.
     nudged: bool,
     /// Found on a dirty scheduler.
-    pub(super) lie: Option<Failure>,
-    /// The worker has lied, or is dead.
-    over: bool,
+    lie: Option<Failure>,
+    /// What was done since the last time that it gave way, in quarters of a microsecond.
+    work: u64,
+    /// The worker is dead: nobody is asked whether processes keep up.
+    pub(super) rest: bool,
 }
 
 // SAFETY: terms here are words (local pids and ports, atoms), or of an environment that goes with them.
@@ -135,8 +150,10 @@ pub enum Taken {
     More,
     /// It is not taken now.
     Held,
-    /// A dirty scheduler has to decode a term, or does.
+    /// A dirty scheduler has to decode a term.
     Large,
+    /// Somebody else is at it: to be tried again.
+    Busy,
 }
 
 /// What the process that hears the bell has to know.
@@ -161,12 +178,15 @@ impl Services {
                 denied: [None; Function::ALL.len()],
                 nudged: false,
                 lie: None,
-                over: false,
+                work: 0,
+                rest: false,
             }),
             held: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             replies: Replies::default(),
             monitors: Monitors::default(),
             later: Mutex::default(),
+            abandoned: Mutex::default(),
             rest: OnceLock::new(),
         }
     }
@@ -189,16 +209,47 @@ impl Services {
         self.later.lock().push_back((position, names));
     }
 
-    /// Takes what was in the queue before a position: for whoever has an answer that comes after it.
+    /// The names of a call that was given up: they go when its slot was given back, and the queue taken up to there.
+    pub fn forget_abandoned(&self, slot: u16, number: u64, names: Vec<Name>) {
+        self.abandoned.lock().push((slot, number, names));
+    }
+
+    /// Lets go of the names of given-up calls that are over. True: there are no others.
+    pub fn reap(&self, worker: &Worker) -> bool {
+        let mut abandoned = self.abandoned.lock();
+        let over: Vec<_> = abandoned
+            .extract_if(.., |(slot, number, _)| !worker.ring().is_abandoned(*slot, *number))
+            .collect();
+        let none = abandoned.is_empty();
+        drop(abandoned);
+        if !over.is_empty() {
+            let position = worker.ring().events_end();
+            for (_, _, names) in over {
+                if worker.ring().events_done_until(position) {
+                    worker.forget(&names);
+                } else {
+                    self.forget_later(position, names);
+                }
+            }
+        }
+        none
+    }
+
+    fn is_over(&self) -> bool {
+        // Relaxed: whoever sees it late takes a little more.
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Takes what was in the queue before a position, or some of it: for whoever has an answer that comes after it.
     pub fn take_until(worker: Ref<'_, Worker>, env: Env<'_>, position: u64) -> Result<Taken> {
         let services = worker.services();
         if services.held.load(Ordering::Relaxed) {
             return Ok(Taken::Held);
         }
         let Some(mut intake) = services.intake.try_lock_for(PATIENCE) else {
-            return Ok(Taken::Large);
+            return Ok(Taken::Busy);
         };
-        let taken = intake.take_all(worker, env, position)?;
+        let taken = intake.take(worker, env, Some(position))?;
         intake.nudge(worker, env);
         Ok(taken)
     }
@@ -207,7 +258,7 @@ impl Services {
     pub fn take_some(worker: Ref<'_, Worker>, env: Env<'_>) -> Result<(Taken, News)> {
         let services = worker.services();
         let Some(mut intake) = services.intake.try_lock_for(PATIENCE) else {
-            return Ok((Taken::Large, News::none()));
+            return Ok((Taken::Busy, News::none()));
         };
         intake.nudged = false;
         let mut taken = if intake.pressed {
@@ -221,32 +272,45 @@ impl Services {
         Ok((taken, intake.news()))
     }
 
-    /// Takes what a dead worker has left in its queue: no more than is there at first, in case it is not dead after all.
+    /// Takes what a dead worker has left in its queue, or some of it: no more than is there at first, in case it is not dead
+    /// after all, or another process has its memory.
     pub fn take_rest(worker: Ref<'_, Worker>, env: Env<'_>) -> Result<Taken> {
         let services = worker.services();
         let position = *services.rest.get_or_init(|| worker.ring().events_end());
         let Some(mut intake) = services.intake.try_lock_for(PATIENCE) else {
-            return Ok(Taken::Large);
+            return Ok(Taken::Busy);
         };
-        intake.take_all(worker, env, position)
+        intake.rest = true;
+        intake.take(worker, env, Some(position))
     }
 
-    /// Decodes the large term at which the queue has stopped, if nobody has done it. Takes its time.
+    /// Decodes the large term at which the queue has stopped, if nobody does. Takes its time, during which others find the queue
+    /// busy, and do not wait.
     pub fn decode(worker: Ref<'_, Worker>) {
-        worker.services().intake.lock().decode(worker);
+        let services = worker.services();
+        if services.is_over() {
+            return;
+        }
+        let Some(bytes) = services.intake.lock().begin() else {
+            return;
+        };
+        let decoded = requests::decode(&worker, &bytes);
+        let left = services.intake.lock().put_back(decoded);
+        drop(left);
     }
 
     /// The worker is dead, and its queue was taken.
-    pub fn close(worker: Ref<'_, Worker>, env: *mut ErlNifEnv) {
+    pub fn close(worker: Ref<'_, Worker>) {
         let services = worker.services();
-        services.monitors.close(worker, env);
+        // First: who is at the queue stops.
+        services.over.store(true, Ordering::Relaxed);
         services.replies.close();
         let mut intake = services.intake.lock();
-        intake.over = true;
         let left = (intake.job.take(), std::mem::take(&mut intake.parts));
         drop(intake);
         drop(left);
         services.later.lock().clear();
+        services.abandoned.lock().clear();
     }
 
     /// Forgets the names of calls after which the queue was taken.
@@ -271,67 +335,124 @@ impl News {
 }
 
 impl Intake {
-    /// The queue up to a position, unless a large term stops it.
-    fn take_all(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, position: u64) -> Result<Taken> {
-        loop {
-            match self.take(worker, env, Some(position))? {
-                Taken::More => {}
-                taken => return Ok(taken),
-            }
-        }
-    }
-
     /// Some of the queue, up to a position.
     fn take(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, until: Option<u64>) -> Result<Taken> {
-        for _ in 0..STRETCHES {
+        let services = worker.services();
+        self.work = 0;
+        loop {
             if let Some(lie) = self.lie.take() {
-                return Err(self.lied(lie));
+                return Err(lied(services, lie));
             }
-            if self.over {
+            if services.is_over() {
                 return Ok(Taken::All);
             }
-            if let Some(job) = self.job.take() {
-                let Some(decoded) = job.decoded else {
-                    self.job = Some(job);
-                    return Ok(Taken::Large);
-                };
-                let reply = deliver(&worker, env, job.action, decoded.env.as_c_arg(), decoded.term);
-                self.done(worker, env, job.action, job.bytes.len(), reply);
-                worker.ring().event_done();
+            if until.is_some() && self.is_ahead() {
+                // Until its sending is taken note of.
+                return Ok(Taken::Busy);
             }
-            let mut fault = None;
-            let count = worker.ring().events_until(until, STRETCH, |kind, bytes| {
-                if fault.is_some() {
-                    return Done::NotYet;
+            match self.job.take_if(|job| matches!(job.term, Large::Ready(_))) {
+                Some(Job {
+                    action,
+                    term: Large::Ready(decoded),
+                }) => {
+                    let reply = deliver(&worker, env, action, decoded.env.as_c_arg(), decoded.term);
+                    self.done(worker, env, action, decoded.bytes, reply);
+                    worker.ring().event_done();
                 }
-                self.serve(worker, env, kind, bytes).unwrap_or_else(|failure| {
+                _ => match &self.job {
+                    Some(job) if matches!(job.term, Large::Encoded(_)) => return Ok(Taken::Large),
+                    Some(_) => return Ok(Taken::Busy),
+                    None => {}
+                },
+            }
+            let (mut fault, mut stopped) = (None, false);
+            let count = worker.ring().events_until(until, STRETCH, |kind, bytes| {
+                let done = self.serve(worker, env, kind, bytes).unwrap_or_else(|failure| {
                     fault = Some(failure);
                     Done::NotYet
-                })
+                });
+                stopped = self.gives_way(until);
+                if stopped && done == Done::Yes {
+                    Done::Enough
+                } else {
+                    done
+                }
             });
-            let count = count.map_err(|fault| self.lied(fault.into()))?;
+            let count = count.map_err(|fault| lied(services, fault.into()))?;
             if let Some(failure) = fault {
-                return Err(self.lied(failure));
+                return Err(lied(services, failure));
             }
-            if worker.services().replies.overflow() {
-                return Err(self.lied(Failure::protocol("it asks, and does not read the answers")));
+            if services.replies.overflow() {
+                return Err(lied(
+                    services,
+                    Failure::protocol("it asks, and does not read the answers"),
+                ));
             }
-            worker.services().catch_up(&worker);
+            services.catch_up(&worker);
             worker.settle_names();
-            if self.job.is_none() && count < STRETCH {
+            if self.job.is_none() && count < STRETCH && !stopped {
                 return Ok(Taken::All);
             }
-            if self.pressed && until.is_none() {
-                break;
+            if self.gives_way(until) {
+                return Ok(Taken::More);
             }
         }
-        Ok(Taken::More)
     }
 
-    /// Nothing more is heard of it.
-    fn lied(&mut self, failure: Failure) -> Failure {
-        self.over = true;
-        failure
+    /// Whether it is enough for now.
+    fn gives_way(&self, until: Option<u64>) -> bool {
+        self.work >= SLICE || if until.is_some() { self.is_ahead() } else { self.pressed }
+    }
+
+    /// Whether so much was sent that somebody has to take note before there is more.
+    fn is_ahead(&self) -> bool {
+        !self.rest && self.sent_to_all.reaches(MOST)
+    }
+
+    /// Whether a dead worker has sent enough.
+    pub(super) fn has_sent_enough(&self) -> bool {
+        self.rest && self.sent_to_all.reaches(MOST)
+    }
+
+    /// Notes work, in quarters of a microsecond.
+    pub(super) fn works(&mut self, env: Env<'_>, quarters: u64) {
+        self.work = self.work.saturating_add(quarters);
+        flight::spent(env, u32::try_from(quarters).unwrap_or(u32::MAX));
+    }
+
+    /// Notes what was sent to a process.
+    pub(super) fn sends(&mut self, word: ErlNifTerm, bytes: u64) {
+        let amount = self.sent.entry(word).or_insert(Amount::NOTHING);
+        amount.add(bytes);
+        self.sent_to_all.add(bytes);
+        self.pressed |= amount.reaches(EACH) || self.sent_to_all.reaches(ALL);
+    }
+
+    /// The bytes of the term at which the queue has stopped, for one who decodes them.
+    fn begin(&mut self) -> Option<Vec<u8>> {
+        let job = self.job.as_mut()?;
+        match std::mem::replace(&mut job.term, Large::InWork) {
+            Large::Encoded(bytes) => Some(bytes),
+            other => {
+                job.term = other;
+                None
+            }
+        }
+    }
+
+    /// What came of it; what nobody wants any more comes back, to be dropped without the lock.
+    fn put_back(&mut self, decoded: Result<Decoded>) -> Option<Decoded> {
+        match (decoded, &mut self.job) {
+            (Ok(decoded), Some(job)) => {
+                job.term = Large::Ready(decoded);
+                None
+            }
+            (Ok(decoded), None) => Some(decoded),
+            (Err(lie), _) => {
+                self.lie = Some(lie);
+                None
+            }
+        }
     }
 
     pub(super) fn deny(&mut self, function: Function) {
@@ -387,4 +508,10 @@ impl Intake {
         };
         self.nudged = sent != 0;
     }
+}
+
+/// Nothing more is heard of it.
+fn lied(services: &Services, failure: Failure) -> Failure {
+    services.over.store(true, Ordering::Relaxed);
+    failure
 }

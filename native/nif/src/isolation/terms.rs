@@ -406,6 +406,12 @@ impl<'a> VmBuilder<'a> {
         }
     }
 
+    /// Words that copies of names have taken.
+    pub fn copied(&self) -> u64 {
+        let whole = self.from.map_or(0, |worker| worker.limits().words);
+        whole - self.spare
+    }
+
     fn external(&self, bytes: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
         from_external(self.env, bytes, true).ok_or(Unmakeable::Refused)
     }

@@ -8,7 +8,7 @@ use super::pool::Pool;
 use super::saved::{self, Waiter};
 use crate::atoms;
 use parking_lot::Mutex;
-use rustler::sys::ErlNifEnv;
+use rustler::sys::{ErlNifEnv, ErlNifTerm};
 use rustler::types::atom::Atom;
 use rustler::{Encoder, Env, NifResult, Term};
 use std::collections::VecDeque;
@@ -83,6 +83,11 @@ impl SlotQueue {
         // SeqCst: pairs with the one in `slot_freed`.
         fence(Ordering::SeqCst);
         Some(!(pool.has_room() && self.leave(reference, what)))
+    }
+
+    /// Whether this process is in it.
+    pub fn has(&self, word: ErlNifTerm) -> bool {
+        self.waiters.lock().iter().any(|waiter| waiter.is(word))
     }
 
     /// Whether it was still there.

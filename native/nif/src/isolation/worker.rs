@@ -1,8 +1,10 @@
 //! `worker_*`: one worker process as the VM holds it. `README.md` has the life of a call.
 
 use super::atom_quota::AtomsAccount;
+use super::call::{go_on, scheduled};
 use super::channel::Channel;
 use super::failure::{Failure, Result, Unmakeable, done, unsent};
+use super::flight;
 use super::handle::{Handle, Kind, Object, Ref, Watch};
 use super::names::Names;
 use super::packets::{self, Received, Sent};
@@ -17,7 +19,7 @@ use crate::reply::{self, map};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use parking_lot::Mutex;
-use rustler::sys::{ErlNifEnv, ErlNifEvent, ErlNifPid};
+use rustler::sys::{ErlNifEnv, ErlNifEvent, ErlNifPid, ErlNifTerm, c_int};
 use rustler::types::atom::Atom;
 use rustler::{Binary, Encoder, Env, Error as NifError, NifResult, Term};
 use snakepit_shm_core::error::Error;
@@ -78,7 +80,7 @@ pub struct Worker {
     functions: OnceLock<Vec<Function>>,
     queue: OnceLock<Arc<SlotQueue>>,
     faulty: AtomicBool,
-    /// What is to be done when a call ends: `SHORT`, `LEAVING`.
+    /// What is to be done when a call ends: `SHORT`, `LEAVING`, `GIVEN_UP`.
     marks: AtomicU8,
     services: Services,
     /// The watch of its owner.
@@ -93,6 +95,8 @@ pub struct Worker {
 const SHORT: u8 = 1;
 /// Names are to be let go of when the calls are over that may answer with them.
 const LEAVING: u8 = 2;
+/// Names are to be let go of when calls are over that were given up.
+const GIVEN_UP: u8 = 4;
 
 static KIND: Kind = Kind::new();
 
@@ -276,8 +280,12 @@ impl Worker {
 
     #[cold]
     fn call_ended(&self) {
-        self.marks.fetch_and(!SHORT, Ordering::Relaxed);
+        // Acquire: pairs with the Release of `forget_abandoned`.
+        let marks = self.marks.fetch_and(!(SHORT | GIVEN_UP), Ordering::Acquire);
         self.settle_names();
+        if marks & GIVEN_UP != 0 && !self.services.reap(self) {
+            self.marks.fetch_or(GIVEN_UP, Ordering::Relaxed);
+        }
     }
 
     /// Lets go of names that the library dropped and no call can answer with any more.
@@ -310,7 +318,7 @@ impl Worker {
     }
 
     /// Puts a local pid into the table, by its word and external format.
-    pub fn remember(&self, env: *mut ErlNifEnv, word: rustler::sys::ErlNifTerm) -> Option<(Caller, u64)> {
+    pub fn remember(&self, env: *mut ErlNifEnv, word: ErlNifTerm) -> Option<(Caller, u64)> {
         let mut names = self.names.lock();
         let name = names.local(env, NameKind::Pid, word, || super::terms::key(env, word));
         let replaced = self.replaced();
@@ -323,6 +331,15 @@ impl Worker {
         if !kept.is_empty() {
             let mut names = self.names.lock();
             kept.iter().for_each(|name| names.forget(*name));
+        }
+    }
+
+    /// Forgets the names of a call that was given up, when it is over.
+    pub fn forget_abandoned(&self, slot: u16, number: u64, names: Vec<Name>) {
+        if !names.is_empty() {
+            self.services.forget_abandoned(slot, number, names);
+            // After they are on record; who takes the mark away first looks there afterwards.
+            self.marks.fetch_or(GIVEN_UP, Ordering::Release);
         }
     }
 
@@ -375,6 +392,12 @@ impl Worker {
     pub fn is_waiting(&self, slot: u16, number: u64) -> bool {
         let place = self.parked.get(usize::from(slot));
         place.is_some_and(|place| matches!(&*place.lock(), Some((found, _)) if *found == number))
+    }
+
+    /// Whether this process sleeps until a call of this worker is done, or a slot is free.
+    fn is_awaited(&self, pid: ErlNifTerm) -> bool {
+        let parked = |place: &Parked| matches!(&*place.lock(), Some((_, waiter)) if waiter.is(pid));
+        self.parked.iter().any(parked) || self.queue.get().is_some_and(|queue| queue.has(pid))
     }
 
     fn woken(&self, env: *mut ErlNifEnv, Woken { slot, number }: Woken) {
@@ -431,11 +454,16 @@ impl Worker {
         Ok(answer)
     }
 
-    fn close(worker: Ref<'_, Self>, env: Env<'_>, reason: Term<'_>) {
+    /// False: there is more to do, after others had their turn.
+    fn close(worker: Ref<'_, Self>, env: Env<'_>, reason: Term<'_>) -> bool {
         let _ = worker.end.set(Saved::new(reason.as_c_arg()));
         let raw = env.as_c_arg();
         worker.fault();
-        Services::close(worker, raw);
+        Services::close(worker);
+        if !worker.services.monitors().close(worker, raw) {
+            flight::gives_way(env);
+            return false;
+        }
         worker.ring.close(|woken| worker.woken(raw, woken));
         worker.control.close(raw, worker);
         worker.bell.close(raw, worker);
@@ -446,6 +474,7 @@ impl Worker {
         if let Some(queue) = worker.queue.get() {
             queue.wake_all(raw);
         }
+        true
     }
 }
 
@@ -595,15 +624,36 @@ fn worker_output<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
 }
 
 #[rustler::nif]
-fn worker_close<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Atom> {
-    Worker::close(Ref::of(worker)?, env, reason);
-    Ok(atoms::ok())
+fn worker_close<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Term<'a>> {
+    close(env, worker, reason)
+}
+
+fn close<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Term<'a>> {
+    Ok(if Worker::close(Ref::of(worker)?, env, reason) {
+        atoms::ok().encode(env)
+    } else {
+        go_on(env, c"worker_close", close_again, &[worker, reason])
+    })
+}
+
+unsafe extern "C" fn close_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: called by the VM with worker and reason.
+    unsafe {
+        scheduled(env, argv, |env, [worker, reason]: [Term<'_>; 2]| {
+            close(env, worker, reason)
+        })
+    }
 }
 
 #[rustler::nif]
 fn worker_stop<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
     let worker = Ref::<Worker>::of(worker)?;
     Ok(done(env, worker.send(&ToWorker::Stop)))
+}
+
+#[rustler::nif]
+fn worker_awaited<'a>(worker: Term<'a>, pid: Term<'a>) -> NifResult<bool> {
+    Ok(Ref::<Worker>::of(worker)?.is_awaited(pid.as_c_arg()))
 }
 
 #[rustler::nif]

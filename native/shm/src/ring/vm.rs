@@ -38,6 +38,8 @@ pub struct VmRing {
     abandoned: AtomicUsize,
     completions: Mutex<Completions>,
     events: Mutex<Events>,
+    /// [`Events::head`], to be read without the lock.
+    events_head: AtomicU64,
     spill: Mutex<Ranges>,
     #[cfg(not(loom))]
     fd: Mutex<Option<Arc<Descriptor>>>,
@@ -199,6 +201,8 @@ pub enum Cancel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Done {
     Yes,
+    /// And no other record is to be reported now.
+    Enough,
     NotYet,
 }
 
@@ -253,6 +257,7 @@ impl VmRing {
             abandoned: AtomicUsize::new(0),
             completions: Mutex::new(Completions { head: 0, rings: 0 }),
             events: Mutex::new(Events::new()),
+            events_head: AtomicU64::new(0),
             spill: Mutex::new(Ranges::new(plan.spill_bytes)),
             layout,
         })
@@ -277,6 +282,7 @@ impl VmRing {
             abandoned: AtomicUsize::new(0),
             completions: Mutex::new(Completions { head: 0, rings: 0 }),
             events: Mutex::new(Events::new()),
+            events_head: AtomicU64::new(0),
             spill: Mutex::new(Ranges::new(plan.spill_bytes)),
             layout,
         };
@@ -697,6 +703,13 @@ impl VmRing {
         self.reclaim_one(record, call.slot);
     }
 
+    /// Whether this very call was given up, and the worker may still be at it.
+    pub fn is_abandoned(&self, slot: u16, number: u64) -> bool {
+        let record = self.records.get(usize::from(slot));
+        // Acquire: whoever gave the slot back had seen the answer.
+        record.is_some_and(|record| record.state.load(Ordering::Acquire) == number << STATE_BITS | ABANDONED)
+    }
+
     /// `PUBLISHED` or `PARKED` becomes `ABANDONED`; false: the call is committed.
     fn leave(&self, record: &Record, number: u64) -> bool {
         let abandoned = number << STATE_BITS | ABANDONED;
@@ -920,6 +933,10 @@ impl VmRing {
             queue.taken += 1;
             match report(record.kind, &queue.scratch) {
                 Done::Yes => self.pass(queue, record.bytes),
+                Done::Enough => {
+                    self.pass(queue, record.bytes);
+                    break;
+                }
                 Done::NotYet => queue.undone = Some(record.bytes),
             }
         }
@@ -936,6 +953,8 @@ impl VmRing {
 
     fn pass(&self, queue: &mut Events, bytes: u64) {
         queue.head = queue.head.wrapping_add(bytes);
+        // Before the worker is told, and Release, for whoever asks without the lock: what the record says is done.
+        self.events_head.store(queue.head, Ordering::Release);
         // Release: pairs with the worker's Acquire: we have read what it may overwrite now, and done what it said: an answer
         // without `status::QUEUED` comes after it.
         self.memory
@@ -946,16 +965,23 @@ impl VmRing {
         fence(Ordering::SeqCst);
     }
 
-    /// Where the last record of the event queue ends, by the worker's word. What it has put before an answer lies before the
-    /// position that is read after the answer was seen.
+    /// Where the last record of the event queue ends, by the worker's word, which is taken for no more than a full queue. What it
+    /// has put before an answer lies before the position that is read after the answer was seen.
     pub fn events_end(&self) -> u64 {
-        // Acquire: pairs with the worker's Release.
-        self.memory.word(header::EVENT_TAIL).load(Ordering::Acquire)
+        // Acquire: pairs with the worker's Release. The head in this order: the worker has seen ours move before it moved its
+        // own, and we see with the one what was stored before the other. So only a lie is further away than a queue is long.
+        let tail = self.memory.word(header::EVENT_TAIL).load(Ordering::Acquire);
+        let furthest = self
+            .events_head
+            .load(Ordering::Relaxed)
+            .wrapping_add(u64::from(self.layout.plan.event_bytes));
+        if is_before(furthest, tail) { furthest } else { tail }
     }
 
     /// Whether all records up to a position are done with.
     pub fn events_done_until(&self, end: u64) -> bool {
-        !is_before(self.events.lock().head, end)
+        // Acquire: pairs with the Release in `pass`.
+        !is_before(self.events_head.load(Ordering::Acquire), end)
     }
 
     /// The number of the next call.
