@@ -384,7 +384,7 @@ fn readable(
 fn weight(request: &Request) -> u64 {
     4 + match request {
         Request::References { count, .. } => 2 * u64::from(*count),
-        Request::Keep { names } | Request::Drop { names } => names.len() as u64 / 4,
+        Request::Keep { names } | Request::Drop { names, .. } => names.len() as u64 / 4,
         Request::Monitor { .. } | Request::Demonitor { .. } => 4,
         _ => 0,
     }
