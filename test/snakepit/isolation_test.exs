@@ -514,6 +514,15 @@ defmodule Snakepit.IsolationTest do
     for worker <- info.workers, do: assert(worker.heartbeat_age >= 0)
   end
 
+  test "a worker says how many objects of its library are alive" do
+    library = load!(:adder)
+    {:ok, kept} = Isolation.call(library, :cell_new, [0])
+    spawn_link(fn -> for n <- 1..5, do: {:ok, _} = Isolation.call(library, :cell_new, [n]) end)
+    # The next heartbeats.
+    eventually(fn -> worker(library).calls == 6 and worker(library).objects == 1 end, 20_000)
+    assert {:ok, 0} = Isolation.call(library, :cell_get, [kept])
+  end
+
   test "functions that the library imports and we do not have are told once, and fail the call that needs them" do
     log = ExUnit.CaptureLog.capture_log(fn -> send(self(), load!(:unimplemented, workers: 2)) end)
     assert_received library

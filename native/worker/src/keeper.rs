@@ -81,6 +81,7 @@ impl Keeper {
             beats: self.beats,
             beat_at: monotonic(),
             resident: resident(),
+            objects: host::objects(),
             ..WorkerStatus::default()
         });
     }

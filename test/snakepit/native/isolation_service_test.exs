@@ -16,13 +16,13 @@ defmodule Snakepit.Native.IsolationServiceTest do
   setup context do
     {warden, _} = warden()
     {:ok, pool} = Native.pool_new(1)
-    {worker, _} = worker(warden, 1, context[:spec] || %{})
+    {worker, os_pid} = worker(warden, 1, context[:spec] || %{})
     assert :ok = Native.worker_load(worker, NativeFixture.path(:hostile), 0)
     assert {:loaded, %{}} = said(worker)
     assert :ok = Native.pool_put(pool, 0, worker)
     # The first process that the worker hears of: its name is number 0, in its first use.
     assert {:ok, 3} = call(pool, :add, [1, 2])
-    {:ok, warden: warden, pool: pool, worker: worker}
+    {:ok, warden: warden, pool: pool, worker: worker, os_pid: os_pid}
   end
 
   # Without a bell: looked for until it is there.
@@ -324,10 +324,12 @@ defmodule Snakepit.Native.IsolationServiceTest do
     with {:ok, _, _, _, _} <- serve_all(worker), do: ask_on(pool, worker, ask, times - 1)
   end
 
-  test "answers wait for room, and go out when there is some", %{pool: pool, worker: worker, warden: warden} do
+  test "answers wait for room, and go out when there is some",
+       %{pool: pool, worker: worker, warden: warden} = context do
     assert {:ok, put} = queue(pool, request(:IsAlive, [1, @me]), 5_000)
     # It cannot read meanwhile.
     assert :ok = Native.warden_kill(warden, 1, 19)
+    eventually(fn -> File.read!("/proc/#{context.os_pid}/stat") =~ ") T " end)
     serve_all(worker)
     assert :ok = Native.warden_kill(warden, 1, 18)
     assert put > 1_000

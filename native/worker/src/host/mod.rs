@@ -51,6 +51,11 @@ pub fn down(monitor: u64) {
     callbacks::later(callbacks::Work::Down(monitor));
 }
 
+/// Objects of the library that are alive.
+pub fn objects() -> u64 {
+    resource::alive()
+}
+
 /// Waits until all that was told by [`release`] and [`down`] has been done.
 pub fn settle() {
     callbacks::settle();

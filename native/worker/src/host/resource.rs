@@ -11,7 +11,7 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 pub type Destructor = unsafe extern "C" fn(*mut Env, *mut c_void);
@@ -54,6 +54,8 @@ pub struct Object {
 }
 
 const HEADER: usize = size_of::<Object>();
+
+static ALIVE: AtomicU64 = AtomicU64::new(0);
 
 static TYPES: Mutex<Vec<&'static Type>> = Mutex::new(Vec::new());
 
@@ -127,6 +129,8 @@ pub fn allocate(kind: *const Type, size: usize) -> *mut Object {
     unsafe {
         let object = alloc(layout).cast::<Object>();
         if !object.is_null() {
+            // Relaxed: a figure.
+            ALIVE.fetch_add(1, Ordering::Relaxed);
             object.write(Object {
                 kind,
                 count: AtomicUsize::new(1),
@@ -233,8 +237,14 @@ unsafe fn destroy(object: *mut Object) {
         }
         if let Some(layout) = layout((*object).size) {
             dealloc(object.cast(), layout);
+            ALIVE.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Objects that have not ended.
+pub fn alive() -> u64 {
+    ALIVE.load(Ordering::Relaxed)
 }
 
 /// The number under which the VM gets a handle to this object. The VM holds a reference for each handle.
