@@ -322,7 +322,7 @@ defmodule Snakepit.Isolation.Error do
   defp unsupported(%{because: :cover_compiled}),
     do:
       {"it is compiled for coverage, and its own code is not loaded",
-       "Leave it out of the coverage, or stop :cover; under `mix test --cover`, which compiles all of the project's own modules so, set it to false in `isolate:`."}
+       "Leave it out of the coverage, or stop :cover (mix test --cover compiles all of the project's own modules so)."}
 
   defp unsupported(%{because: :non_existing}),
     do: {"there is no such module in the code path", "Check its name, and that its application is there."}
