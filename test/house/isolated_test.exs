@@ -229,7 +229,7 @@ defmodule Snakepit.House.IsolatedTest do
 
       {output, status} = run(release, ["bin/isolated", "eval", code])
       assert status == 0, output
-      assert output =~ ":jiffy: the application snakepit_shm is not running."
+      assert output =~ ":jiffy: it is isolated when the application snakepit_shm is started, which is not running."
       assert output =~ @isolated
       assert output =~ "restored true"
     end

@@ -340,7 +340,7 @@ defmodule Snakepit.Isolation.Error do
   defp unsupported(%{because: :no_debug_info} = d),
     do:
       {"#{d[:path]} has no debug_info, from which isolated code is made",
-       "Compile it with debug_info (Erlang: +debug_info; Elixir: @compile :debug_info), and build releases with strip_beams: [keep: [\"Dbgi\"]]."}
+       "Compile it with debug_info (Erlang: +debug_info; Elixir: @compile :debug_info), and give releases the step Snakepit.Isolation.Release.rewrite/1."}
 
   defp unsupported(%{because: :encrypted} = d),
     do:
@@ -403,6 +403,11 @@ defmodule Snakepit.Isolation.Error do
 
   defp not_loaded(%{because: :not_isolated}),
     do: {"the module is not isolated", "Isolate it with Snakepit.Isolation.isolate/2."}
+
+  defp not_loaded(%{because: :waits}),
+    do:
+      {"it is isolated when the application snakepit_shm is started, which is not running",
+       "Start it before who calls this module: first in applications: of the release; with Application.ensure_all_started(:snakepit_shm) in eval."}
 
   defp not_loaded(%{because: :rewritten}),
     do:

@@ -21,8 +21,8 @@ defmodule Snakepit.Isolation.Release do
 
   A function that is a stub for the library, as it stands in the module's code (`erlang:nif_error/1`), raises `Snakepit.Isolation.Error`,
   `:not_loaded`, with the reason; the module's other functions work. So it is
-    * in applications that start before `:snakepit_shm`. Those that depend on it start later; the others do if it is listed before them, in
-      your application's `extra_applications`, or in `applications:` of the release
+    * in applications that start before `:snakepit_shm`. Those that depend on it start later, and so do all others with
+      `applications: [snakepit_shm: :permanent]` in the release
     * in `bin/my_app eval`, which starts no application: `Application.ensure_all_started(:snakepit_shm)` first
     * for a module that was rewritten, and that `isolate:` does not list when the release is started
 

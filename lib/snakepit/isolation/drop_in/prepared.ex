@@ -82,7 +82,7 @@ defmodule Snakepit.Isolation.DropIn.Prepared do
       %{slot: ^slot, error: %Error{} = error} -> error
       %{slot: ^slot} -> Error.new(:not_loaded, module, nil, %{because: :no_library})
       # Also another version of the module.
-      _ -> Error.new(:not_loaded, module, nil, %{because: if(Directory.started?(), do: :rewritten, else: :not_started)})
+      _ -> Error.new(:not_loaded, module, nil, %{because: if(Directory.started?(), do: :rewritten, else: :waits)})
     end
   end
 
