@@ -29,8 +29,29 @@ defmodule Snakepit.Isolation do
   `{:error, %Snakepit.Isolation.Error{}}` with a `reason` to match on and a message that says what to do;
   `call!/4` raises it.
 
-  `lib/snakepit/isolation/README.md` tells how it works. `isolate/2` does the same for a module that somebody else wrote, without a
-  change in what calls it.
+  ## Modules of others
+
+  `isolate/2` does the same for a module that somebody else wrote, without a change in what calls it. The configuration does it for several when
+  the application starts, in the order of the list:
+
+      config :snakepit_shm, isolate: [jiffy: [workers: 2, sandbox: :none], "Elixir.MyApp.Native": [sandbox: :none]]
+
+  The options are those of `isolate/2`; `false` in their place leaves a module in the VM, which is how one environment says it where the list is that of
+  another (configurations are merged). Under `mix test --cover` that is what the project's own modules need: their code is not that of their files.
+
+  **It fails closed.** A bad list, or a module that cannot be isolated, stops the start of `:snakepit_shm`, with the module, the reason and what to do in the
+  error; a release then ends. Modules that were isolated until then stay so, and their functions raise. To go on without, use `isolate/2` and decide
+  yourself. When the application is stopped, the functions raise `:not_loaded`, until it is started again.
+
+  **Before the start** a module is what it is. Applications that depend on `:snakepit_shm` are started after it. Others that call the module may come
+  before: list `:snakepit_shm` first in `extra_applications`, for a release `applications: [snakepit_shm: :permanent]`. What was loaded earlier is isolated
+  nevertheless and the library leaves the VM, as soon as the VM has collected its objects; the log says so (Mix, when it compiles, looks
+  into modules too). If processes still run in the module's code, the start is stopped (`:in_use`).
+
+  **Releases** load all modules, and with them all libraries, before any application is started, and have no `debug_info`. They need a step of
+  `mix release`: `Snakepit.Isolation.Release`.
+
+  `lib/snakepit/isolation/README.md` tells how it works.
   """
 
   alias Snakepit.Isolation.{Async, Batch, Call, Directory, DropIn, Error, Library, Options, Pool, Telemetry, Warden}

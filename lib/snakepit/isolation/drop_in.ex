@@ -8,7 +8,7 @@ defmodule Snakepit.Isolation.DropIn do
   # {library, false, true, ...}, one element for each function that may be a NIF.
 
   alias Snakepit.Isolation
-  alias Snakepit.Isolation.{DropIn, Error, Library, Options}
+  alias Snakepit.Isolation.{Directory, DropIn, Error, Library, Options}
   alias Snakepit.Isolation.DropIn.{Rewriter, Source}
 
   @type state :: %{
@@ -30,11 +30,19 @@ defmodule Snakepit.Isolation.DropIn do
   def isolate(module, options) do
     with {:ok, options} <- Options.isolate(module, options) do
       alone(module, fn ->
-        with :ok <- not_isolated(module),
+        with {:ok, earlier} <- not_isolated(module),
              {:ok, source} <- Source.find(module),
-             do: replace(source, options)
+             do: replace(source, options, earlier)
       end)
     end
+  end
+
+  @doc "The same when the application starts: what is known of the module, and its library, are of an earlier start."
+  @spec isolate_anew(module(), term()) :: :ok | {:error, Error.t()}
+  def isolate_anew(module, options) do
+    with {:ok, options} <- Options.isolate(module, options),
+         {:ok, source} <- Source.find(module),
+         do: alone(module, fn -> replace(source, options, fetch(module)) end)
   end
 
   @doc """
@@ -71,23 +79,22 @@ defmodule Snakepit.Isolation.DropIn do
   # One at a time for each module; whoever is killed meanwhile gives it up.
   defp alone(module, function), do: :global.trans({{__MODULE__, module}, self()}, function, [node()])
 
+  # Its code may have been loaded anew from its file by somebody else, or its library have ended.
   defp not_isolated(module) do
-    case fetch(module) do
-      nil ->
-        :ok
+    earlier = fetch(module)
 
-      state ->
-        # Its code may have been loaded anew from its file by somebody else.
-        if DropIn.Code.md5(module) == state.md5,
-          do: {:error, Error.new(:already_isolated, module)},
-          else: forget(state)
-    end
+    if earlier != nil and DropIn.Code.md5(module) == earlier.md5 and not ended?(library(module)),
+      do: {:error, Error.new(:already_isolated, module)},
+      else: {:ok, earlier}
   end
+
+  defp ended?(nil), do: false
+  defp ended?(%Library{id: id}), do: Directory.fetch(id) == :error
 
   # ── There ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
   # `earlier` goes once nothing can refuse any more.
-  defp replace(%Source{module: module, file: file} = source, options, earlier \\ nil) do
+  defp replace(%Source{module: module, file: file} = source, options, earlier) do
     with {:ok, rewritten} <- Rewriter.rewrite(source),
          :ok <- DropIn.Code.purge(module) do
       if earlier, do: forget(earlier)
@@ -105,23 +112,25 @@ defmodule Snakepit.Isolation.DropIn do
         error: nil
       }
 
-      loaded_before? = :erlang.module_loaded(module)
+      # Where isolated code was, whatever its version, the original does not come back.
+      loaded = DropIn.Code.md5(module)
+      before = if earlier && earlier.md5 == loaded, do: md5, else: loaded
       # A slot that somebody in old code still needed when the module was restored last.
       :persistent_term.erase(rewritten.slot)
       put(state)
 
       case DropIn.Code.load(module, file, rewritten.beam) do
-        :ok -> settle(state, rewritten.on_load, loaded_before?)
+        :ok -> settle(state, rewritten.on_load, before)
         {:error, error} -> withdraw(state, error)
       end
     end
   end
 
   # Some modules go on without their library when it cannot be loaded; whoever wants it isolated does not.
-  defp settle(%{module: module} = state, on_load?, loaded_before?) do
+  defp settle(%{module: module} = state, on_load?, before) do
     case {library(module), fetch(module)} do
       {nil, %{error: %Error{} = error}} when on_load? ->
-        undo(state, error, loaded_before?)
+        undo(state, error, before)
 
       _ ->
         # Whoever runs in the old code goes on in it.
@@ -131,9 +140,9 @@ defmodule Snakepit.Isolation.DropIn do
   end
 
   # Whoever still runs in the original code, the old one now, would be killed by a third: then the module stays as it is, without its
-  # library, until `restore/1` finds nobody there.
-  defp undo(%{module: module} = state, error, loaded_before?) do
-    case if(loaded_before?, do: purged_and_back(state), else: deleted(module)) do
+  # library, until `restore/1` finds nobody there. In a release it is the rewritten code that was there before.
+  defp undo(state, error, before) do
+    case as_before(state, before) do
       :ok ->
         forget(state)
         {:error, error}
@@ -143,12 +152,15 @@ defmodule Snakepit.Isolation.DropIn do
     end
   end
 
-  defp purged_and_back(%{module: module} = state), do: with(:ok <- DropIn.Code.purge(module), do: put_back(state))
+  defp as_before(%{md5: md5}, md5), do: :ok
 
-  defp deleted(module) do
+  defp as_before(%{module: module}, nil) do
     DropIn.Code.delete(module)
     :ok
   end
+
+  defp as_before(%{module: module} = state, _original),
+    do: with(:ok <- DropIn.Code.purge(module), do: put_back(state))
 
   # The VM has kept the module as it was.
   defp withdraw(%{module: module} = state, error) do

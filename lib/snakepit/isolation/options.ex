@@ -36,6 +36,8 @@ defmodule Snakepit.Isolation.Options do
     telemetry: true
   }
 
+  @modules "a list of modules with their options, as in [jiffy: [workers: 2, sandbox: :none]]"
+
   @type t :: %{
           path: String.t(),
           name: atom(),
@@ -94,6 +96,36 @@ defmodule Snakepit.Isolation.Options do
          {:ok, _} <- complete(Map.new(given)),
          :ok <- sandbox(sandbox, inspect(module)),
          do: {:ok, [sandbox: sandbox] ++ given}
+  end
+
+  @doc "What `config :snakepit_shm, isolate:` says: modules, in order, with the options of isolate/2, or `false`."
+  @spec modules(term()) :: {:ok, [{module(), keyword() | false}]} | {:error, Error.t()}
+  def modules(list) do
+    if is_list(list) and not List.improper?(list),
+      do: each_module(list, list, MapSet.new()),
+      else: Error.invalid(:isolate, @modules, list)
+  end
+
+  defp each_module(all, [{module, options} | rest], seen) do
+    with :ok <- expect_once(module, seen),
+         :ok <- module_options(module, options),
+         do: each_module(all, rest, MapSet.put(seen, module))
+  end
+
+  defp each_module(all, [], _seen), do: {:ok, all}
+  defp each_module(_all, [other | _], _seen), do: Error.invalid(:isolate, @modules, other)
+
+  defp expect_once(module, seen),
+    do: if(module in seen, do: Error.invalid(:isolate, "each module once", module), else: :ok)
+
+  defp module_options(module, false), do: module(module)
+
+  defp module_options(module, options) do
+    case isolate(module, options) do
+      {:ok, _} -> :ok
+      {:error, %Error{library: nil} = error} when is_atom(module) -> {:error, %{error | library: module}}
+      {:error, error} -> {:error, error}
+    end
   end
 
   defp module(module) when is_atom(module) and module not in [nil, true, false], do: :ok

@@ -18,7 +18,9 @@ defmodule Snakepit.Isolation.DropIn.Code do
   @spec purged?(module()) :: boolean()
   def purged?(module), do: :code.soft_purge(module)
 
-  defp users(module), do: Enum.filter(Process.list(), &(:erlang.check_process_code(&1, module) == true))
+  @doc "Who runs in old code of the module."
+  @spec users(module()) :: [pid()]
+  def users(module), do: Enum.filter(Process.list(), &(:erlang.check_process_code(&1, module) == true))
 
   @doc "Loads a beam, whose on_load runs. When that fails, the module is as before."
   @spec load(module(), charlist(), binary()) :: :ok | {:error, Error.t()}

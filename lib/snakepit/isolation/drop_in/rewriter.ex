@@ -13,7 +13,7 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
   # The slot is an atom of the module's own, filled by `DropIn.Loader`. Until then, and for functions that the library does
   # not have, a gate costs 10 ns. That is the price for running the module's own code once, and as it is.
 
-  alias Snakepit.Isolation.DropIn.{Loader, Source}
+  alias Snakepit.Isolation.DropIn.{Loader, Prepared, Source}
   alias Snakepit.Isolation.Error
 
   @enforce_keys [:beam, :slot, :functions, :declared]
@@ -36,10 +36,20 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
   @transforms [:parse_transform, :core_transform]
 
   @spec rewrite(Source.t()) :: {:ok, t()} | {:error, Error.t()}
-  def rewrite(%Source{module: module, forms: forms} = source) do
-    slot = slot(module)
-    declared = declared(forms)
-    functions = candidates(forms, declared)
+  def rewrite(%Source{prepared: %__MODULE__{} = rewritten}), do: {:ok, rewritten}
+  def rewrite(%Source{module: module, forms: forms} = source), do: rewrite(source, forms, slot(module))
+
+  @doc "For a release: code that waits until the module is isolated there (`DropIn.Prepared`)."
+  @spec prepare(Source.t()) :: {:ok, t()} | {:error, Error.t()}
+  def prepare(%Source{module: module, forms: forms, beam: beam} = source) do
+    {:ok, {^module, md5}} = :beam_lib.md5(beam)
+    slot = slot(module, " " <> Base.encode16(md5, case: :lower))
+    rewrite(source, Prepared.wait(forms, module, slot), slot)
+  end
+
+  defp rewrite(%Source{module: module} = source, forms, slot) do
+    declared = declared(source.forms)
+    functions = candidates(source.forms, declared)
     forms = Enum.map(versions(source) ++ forms, &strip/1)
 
     case load_nif(forms, module) do
@@ -63,8 +73,8 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
   end
 
   @doc "The key of a module's persistent term. An atom, which is found in a third of the time that a tuple takes."
-  @spec slot(module()) :: atom()
-  def slot(module), do: String.to_atom("snakepit isolated " <> short(Atom.to_string(module)))
+  @spec slot(module(), version :: String.t()) :: atom()
+  def slot(module, version \\ ""), do: String.to_atom("snakepit isolated " <> short(Atom.to_string(module)) <> version)
 
   # An atom has 255 characters.
   defp short(name) do
@@ -246,7 +256,9 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
 
   defp generated(anno), do: :erl_anno.set_generated(true, anno)
 
-  defp remote(anno, module, name, arguments),
+  @doc false
+  @spec remote(:erl_anno.anno(), module(), atom(), [tuple()]) :: tuple()
+  def remote(anno, module, name, arguments),
     do: {:call, anno, {:remote, anno, {:atom, anno, module}, {:atom, anno, name}}, arguments}
 
   # No variable of a source text has a space in its name.
