@@ -30,7 +30,7 @@ defmodule Snakepit.Isolation do
   `call!/4` raises it.
 
   `lib/snakepit/isolation/README.md` tells how it works. `isolate/2` does the same for a module that somebody else wrote, without a
-  change in what calls it.
+  change in what calls it; `Snakepit.Isolation.Module` for one of one's own.
   """
 
   alias Snakepit.Isolation.{Async, Batch, Call, Directory, DropIn, Error, Library, Options, Pool, Telemetry, Warden}
@@ -396,12 +396,17 @@ defmodule Snakepit.Isolation do
     details =
       cond do
         not Directory.started?() -> %{because: :not_started}
-        is_atom(target) and DropIn.fetch(target) != nil -> %{because: :no_library}
+        is_atom(target) and DropIn.fetch(target) != nil -> without_library(DropIn.fetch(target))
+        is_atom(target) and function_exported?(target, :__isolation__, 0) -> %{because: :not_called_yet}
         true -> %{because: :unknown, got: target}
       end
 
     {:error, Error.new(:not_loaded, target, nil, details)}
   end
+
+  # Only a module that has its library itself can have it in the VM.
+  defp without_library(%{original: nil}), do: %{because: :in_vm}
+  defp without_library(_rewritten), do: %{because: :no_library}
 
   # ── Looking ───────────────────────────────────────────────────────────────────────────────────────────────────
 
