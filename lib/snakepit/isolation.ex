@@ -31,7 +31,8 @@ defmodule Snakepit.Isolation do
 
   ## Modules of others
 
-  `isolate/2` does the same for a module that somebody else wrote, without a change in what calls it. The configuration does it for several when
+  `isolate/2` does the same for a module that somebody else wrote, without a change in what calls it; `Snakepit.Isolation.Module` for one
+  of one's own. The configuration does it for several when
   the application starts, in the order of the list:
 
       config :snakepit_shm, isolate: [jiffy: [workers: 2, sandbox: :none], "Elixir.MyApp.Native": [sandbox: :none]]
@@ -417,12 +418,17 @@ defmodule Snakepit.Isolation do
     details =
       cond do
         not Directory.started?() -> %{because: :not_started}
-        is_atom(target) and DropIn.fetch(target) != nil -> %{because: :no_library}
+        is_atom(target) and DropIn.fetch(target) != nil -> without_library(DropIn.fetch(target))
+        is_atom(target) and function_exported?(target, :__isolation__, 0) -> %{because: :not_called_yet}
         true -> %{because: :unknown, got: target}
       end
 
     {:error, Error.new(:not_loaded, target, nil, details)}
   end
+
+  # Only a module that has its library itself can have it in the VM.
+  defp without_library(%{original: nil}), do: %{because: :in_vm}
+  defp without_library(_rewritten), do: %{because: :no_library}
 
   # ── Looking ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -18,10 +18,10 @@ defmodule Snakepit.Isolation.DropIn do
           declared: boolean(),
           # For load/2.
           options: keyword(),
-          # To put it back.
-          file: charlist(),
-          original: binary(),
-          md5: binary(),
+          # To put it back; nil if it is not rewritten but has its library itself (`Snakepit.Isolation.Module`).
+          file: charlist() | nil,
+          original: binary() | nil,
+          md5: binary() | nil,
           # Why the library was not loaded, while isolate/2 runs.
           error: Error.t() | nil
         }
@@ -66,6 +66,9 @@ defmodule Snakepit.Isolation.DropIn do
         nil ->
           {:error, Error.new(:not_loaded, module, nil, %{because: :not_isolated})}
 
+        %{original: nil} ->
+          Source.refuse(module, :isolates_itself)
+
         state ->
           with :ok <- DropIn.Code.purge(module),
                :ok <- put_back(state) do
@@ -83,9 +86,16 @@ defmodule Snakepit.Isolation.DropIn do
   defp not_isolated(module) do
     earlier = fetch(module)
 
-    if earlier != nil and DropIn.Code.md5(module) == earlier.md5 and not ended?(library(module)),
-      do: {:error, Error.new(:already_isolated, module)},
-      else: {:ok, earlier}
+    cond do
+      match?(%{original: nil}, earlier) ->
+        Source.refuse(module, :isolates_itself)
+
+      earlier != nil and DropIn.Code.md5(module) == earlier.md5 and not ended?(library(module)) ->
+        {:error, Error.new(:already_isolated, module)}
+
+      true ->
+        {:ok, earlier}
+    end
   end
 
   defp ended?(nil), do: false
@@ -174,16 +184,22 @@ defmodule Snakepit.Isolation.DropIn do
   defp put_back(%{module: module, file: file, original: original}), do: DropIn.Code.load(module, file, original)
 
   defp forget(%{module: module, slot: slot}) do
+    drop(module)
+    # Gates in old code that is still run find a library that has been unloaded, not a function that was never loaded.
+    if DropIn.Code.purged?(module), do: :persistent_term.erase(slot)
+    :ok
+  end
+
+  @doc "Unloads the module's library, and nothing is known of the module any more."
+  @spec drop(module()) :: :ok
+  def drop(module) do
     # Not while the module's own code loads it: that would be nobody's.
     DropIn.Loader.alone(module, fn ->
       loaded = library(module)
       if loaded, do: Isolation.unload(loaded)
       :persistent_term.erase({__MODULE__, module})
+      :ok
     end)
-
-    # Gates in old code that is still run find a library that has been unloaded, not a function that was never loaded.
-    if DropIn.Code.purged?(module), do: :persistent_term.erase(slot)
-    :ok
   end
 
   # ── What is known ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,11 +218,12 @@ defmodule Snakepit.Isolation.DropIn do
          else: (_ -> nil)
   end
 
-  @doc "Opens the gates of the library's functions."
-  @spec loaded(state(), Library.t()) :: :ok
+  @doc "Opens the gates of the library's functions; without one, as for a library in the VM, none."
+  @spec loaded(state(), Library.t() | nil) :: :ok
   def loaded(%{slot: slot, functions: functions} = state, library) do
     put(%{state | error: nil})
-    gates = functions |> Enum.sort_by(&elem(&1, 1)) |> Enum.map(fn {function, _} -> function in library.functions end)
+    open = if library, do: library.functions, else: []
+    gates = functions |> Enum.sort_by(&elem(&1, 1)) |> Enum.map(fn {function, _} -> function in open end)
     :persistent_term.put(slot, List.to_tuple([library | gates]))
   end
 

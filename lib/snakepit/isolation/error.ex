@@ -313,6 +313,11 @@ defmodule Snakepit.Isolation.Error do
   defp unsupported(%{because: :own}),
     do: {"isolated libraries are called through it", "It stays in the VM."}
 
+  defp unsupported(%{because: :isolates_itself}),
+    do:
+      {"it has its library itself (use Snakepit.Isolation.Module)",
+       "Its option isolated: says whether that runs isolated."}
+
   defp unsupported(%{because: :preloaded}),
     do: {"it is a part of the runtime system and is there before any code is loaded", "It stays in the VM."}
 
@@ -416,6 +421,25 @@ defmodule Snakepit.Isolation.Error do
 
   defp not_loaded(%{because: :no_library}),
     do: {"the module is isolated and has not loaded its library yet", "It does so where it called erlang:load_nif/2."}
+
+  defp not_loaded(%{because: :not_called_yet}),
+    do:
+      {"its library is loaded when one of its functions is called for the first time",
+       "Snakepit.Isolation.Module.load/1 loads it at once."}
+
+  defp not_loaded(%{because: :in_vm}),
+    do: {"its library runs in the VM (isolated: false)", "Call the module's functions; isolated: true isolates it."}
+
+  defp not_loaded(%{because: :load_nif} = d),
+    do: {"#{d[:path]}.so could not be loaded into the VM (#{d[:kind]}: #{d[:text]})", "Check the library."}
+
+  defp not_loaded(%{because: :no_such_module}),
+    do: {"there is no such module, or it does not use Snakepit.Isolation.Module", "Check its name."}
+
+  defp not_loaded(%{because: :replaced}),
+    do:
+      {"this code of the module has been replaced, and its library with it",
+       "Whoever runs in old code comes to the new one with a call that names the module."}
 
   defp not_loaded(%{because: :misfit} = d),
     do: {d[:message], "The library and the module's code are of different versions, or the path is another library's."}

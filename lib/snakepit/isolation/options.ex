@@ -37,6 +37,8 @@ defmodule Snakepit.Isolation.Options do
   }
 
   @modules "a list of modules with their options, as in [jiffy: [workers: 2, sandbox: :none]]"
+  # Those of `use Snakepit.Isolation.Module` that load/2 does not have.
+  @module_defaults Map.merge(@defaults, %{otp_app: nil, library: nil, isolated: true, timeout: :infinity})
 
   @type t :: %{
           path: String.t(),
@@ -128,6 +130,36 @@ defmodule Snakepit.Isolation.Options do
     end
   end
 
+  @doc """
+  The options of a module that has its library itself (`Snakepit.Isolation.Module`), checked. `load` is for load/2; there, or
+  nowhere, somebody says whether there is a sandbox.
+  """
+  @spec module(module(), term()) ::
+          {:ok, %{library: term(), isolated: boolean(), load_info: term(), load: keyword()}} | {:error, Error.t()}
+  def module(module, options) do
+    with {:ok, options} <- keywords(options),
+         {sandbox, given} = Keyword.pop(options, :sandbox, :missing),
+         {:ok, complete} <- complete(Map.new(given), @module_defaults),
+         :ok <- if(sandbox == :missing, do: :ok, else: sandbox(sandbox, inspect(module))) do
+      load = Keyword.drop(options, [:otp_app, :library, :isolated, :load_info])
+
+      {:ok,
+       %{
+         library: within(complete.library, complete.otp_app),
+         isolated: complete.isolated,
+         load_info: complete.load_info,
+         load: Keyword.merge([name: module, timeout: :infinity], load)
+       }}
+    end
+  end
+
+  defp within({_application, _path} = library, _otp_app), do: library
+
+  defp within(path, otp_app) do
+    path = IO.chardata_to_string(path)
+    if Path.type(path) == :absolute, do: path, else: {otp_app, path}
+  end
+
   defp module(module) when is_atom(module) and module not in [nil, true, false], do: :ok
   defp module(other), do: Error.invalid(:module, "a module", other)
 
@@ -147,13 +179,13 @@ defmodule Snakepit.Isolation.Options do
   defp sandbox(other, path),
     do: {:error, Error.new(:not_loaded, Path.basename(path), nil, %{because: :sandbox, got: other})}
 
-  defp complete(given) do
-    options = Map.merge(@defaults, given)
-    unknown = given |> Map.keys() |> Enum.reject(&is_map_key(@defaults, &1)) |> Enum.sort()
+  defp complete(given, defaults \\ @defaults) do
+    options = Map.merge(defaults, given)
+    unknown = given |> Map.keys() |> Enum.reject(&is_map_key(defaults, &1)) |> Enum.sort()
 
     problems =
-      Enum.map(unknown, &unknown(&1, given)) ++
-        for {key, value} <- Enum.sort(Map.take(options, Map.keys(@defaults))),
+      Enum.map(unknown, &unknown(&1, given, defaults)) ++
+        for {key, value} <- Enum.sort(Map.take(options, Map.keys(defaults))),
             expected = refused(key, value),
             do: %{key: key, expected: expected, got: value}
 
@@ -167,8 +199,8 @@ defmodule Snakepit.Isolation.Options do
   defp line(%{key: key, expected: expected, got: got}),
     do: "#{inspect(key)}: expected #{expected}, got #{inspect(got, limit: 5)}"
 
-  defp unknown(key, given) do
-    known = Enum.sort([:sandbox | Map.keys(@defaults)])
+  defp unknown(key, given, defaults) do
+    known = Enum.sort([:sandbox | Map.keys(defaults)])
     near = Enum.max_by(known, &String.jaro_distance(inspect(&1), inspect(key)))
     expected = "one of #{Enum.map_join(known, ", ", &inspect/1)} (did you mean #{inspect(near)}?)"
     %{key: key, expected: expected, got: given[key]}
@@ -219,6 +251,16 @@ defmodule Snakepit.Isolation.Options do
   defp refused(:output, value), do: unless(value in @levels, do: "one of #{inspect(@levels)}")
   defp refused(:telemetry, value), do: unless(is_boolean(value), do: "true or false")
 
+  defp refused(:otp_app, value),
+    do: unless(is_atom(value) and value not in [nil, true, false], do: "the application that the module belongs to")
+
+  defp refused(:library, {application, path}) when is_atom(application), do: refused(:library, path)
+
+  defp refused(:library, value),
+    do: unless(match?({:ok, _}, text(value)), do: "a path in the application without .so, or {application, path}")
+
+  defp refused(:isolated, value), do: unless(is_boolean(value), do: "true or false")
+
   defp range(value, least, most, unit \\ "") do
     unless is_integer(value) and value >= least and value <= most, do: "an integer from #{least} to #{most}#{unit}"
   end
@@ -228,8 +270,11 @@ defmodule Snakepit.Isolation.Options do
       do: "a multiple of #{unit} from #{least} to #{most} bytes"
   end
 
-  # As erlang:load_nif/2 takes it: without ".so". Absolute, because a worker has a working directory of its own.
-  defp path({application, path}) when is_atom(application) do
+  @doc """
+  As erlang:load_nif/2 takes it: without ".so". Absolute, because a worker has a working directory of its own.
+  """
+  @spec path(term()) :: {:ok, String.t()} | {:error, Error.t()}
+  def path({application, path}) when is_atom(application) do
     with {:ok, path} <- text(path) do
       {:ok, Application.app_dir(application, path)}
     end
@@ -238,7 +283,7 @@ defmodule Snakepit.Isolation.Options do
       {:error, Error.new(:not_loaded, nil, nil, %{because: :no_application, application: application})}
   end
 
-  defp path(path) do
+  def path(path) do
     with {:ok, path} <- text(path), do: {:ok, Path.expand(path)}
   end
 

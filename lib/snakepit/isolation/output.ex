@@ -25,6 +25,13 @@ defmodule Snakepit.Isolation.Output do
     end)
   end
 
+  @doc "The native worker is closed: nothing more comes, and nobody says so to whoever waits for it."
+  @spec stop(pid()) :: :ok
+  def stop(pid) do
+    send(pid, {__MODULE__, :closed})
+    :ok
+  end
+
   defp wait(state) do
     case Native.worker_select(state.native, :output) do
       :ok -> listen(state)
@@ -35,6 +42,7 @@ defmodule Snakepit.Isolation.Output do
   defp listen(%{native: native} = state) do
     receive do
       {:select, ^native, _, :ready_input} -> state |> renew() |> read()
+      {__MODULE__, :closed} -> finish(state)
     after
       # What was not logged is told when the period is over, whether more comes or not.
       if(state.dropped > 0, do: max(state.until - now(), 1), else: :infinity) -> state |> renew() |> listen()

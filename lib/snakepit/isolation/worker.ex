@@ -484,6 +484,7 @@ defmodule Snakepit.Isolation.Worker do
     Native.worker_rest(native)
     calls = calls(native)
     Native.worker_close(native, reason)
+    if state.output, do: Output.stop(state.output)
     if state.timer, do: Process.cancel_timer(state.timer)
     if state.monitor, do: Process.demonitor(state.monitor, [:flush])
 

@@ -32,14 +32,21 @@ defmodule Snakepit.Isolation.DropIn.Loader do
   end
 
   defp load(state, path, load_info) do
-    with {:ok, library} <- Isolation.load(path, [load_info: load_info] ++ state.options),
-         {:ok, library} <- fitting(library, state) do
-      DropIn.loaded(state, library)
-    else
+    case open(state, path, load_info) do
+      {:ok, library} ->
+        DropIn.loaded(state, library)
+
       {:error, %Error{} = error} ->
         DropIn.failed(state, error)
         answer(error)
     end
+  end
+
+  @doc "Loads a library that fits the module."
+  @spec open(DropIn.state(), term(), term()) :: {:ok, Library.t()} | {:error, Error.t()}
+  def open(state, path, load_info) do
+    with {:ok, library} <- Isolation.load(path, [load_info: load_info] ++ state.options),
+         do: fitting(library, state)
   end
 
   # As the VM: all of the library's functions are the module's.

@@ -76,6 +76,11 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
   @spec slot(module(), version :: String.t()) :: atom()
   def slot(module, version \\ ""), do: String.to_atom("snakepit isolated " <> short(Atom.to_string(module)) <> version)
 
+  @doc "The same, of code whose gates stand in an order of their own: `definition` is what they go by."
+  @spec slot(module(), term()) :: atom()
+  def slot(module, definition),
+    do: String.to_atom("#{slot(module)} #{Integer.to_string(:erlang.phash2(definition, 0x1_0000_0000), 36)}")
+
   # An atom has 255 characters.
   defp short(name) do
     if String.length(name) <= 200,

@@ -65,7 +65,8 @@ defmodule Snakepit.Isolation.DropIn.Source do
 
   defp parse(module, file, beam) do
     with {:ok, forms} <- forms(module, file, beam),
-         {:ok, {^module, chunks}} <- :beam_lib.chunks(beam, [:exports, :attributes, :compile_info]) do
+         {:ok, {^module, chunks}} <- :beam_lib.chunks(beam, [:exports, :attributes, :compile_info]),
+         :ok <- others(module, chunks[:exports]) do
       {:ok,
        %__MODULE__{
          module: module,
@@ -82,6 +83,9 @@ defmodule Snakepit.Isolation.DropIn.Source do
       {:error, :beam_lib, reason} -> refuse(module, :no_beam, %{path: file, message: words(reason)})
     end
   end
+
+  # Snakepit.Isolation.Module has made it.
+  defp others(module, exports), do: if({:__isolation__, 0} in exports, do: refuse(module, :isolates_itself), else: :ok)
 
   # Of Erlang and Elixir alike: the debug_info chunk names whoever makes abstract code of it.
   defp forms(module, file, beam) do
