@@ -55,7 +55,21 @@ defmodule Snakepit.Isolation do
   `lib/snakepit/isolation/README.md` tells how it works.
   """
 
-  alias Snakepit.Isolation.{Async, Batch, Call, Directory, DropIn, Error, Library, Options, Pool, Telemetry, Warden}
+  alias Snakepit.Isolation.{
+    Async,
+    Batch,
+    Call,
+    Check,
+    Directory,
+    DropIn,
+    Error,
+    Library,
+    Options,
+    Pool,
+    Telemetry,
+    Warden
+  }
+
   alias Snakepit.Native
 
   @typedoc "What `load/2` gave, a name, or an isolated module."
@@ -276,6 +290,20 @@ defmodule Snakepit.Isolation do
   @spec restore(module()) :: :ok | {:error, Error.t()}
   def restore(module) when is_atom(module), do: DropIn.restore(module)
   def restore(other), do: Error.invalid(:module, "a module", other)
+
+  @doc """
+  Says whether a library (its path, with or without `.so`, or `{application, path}`) or a module can be isolated, and what will be different
+  then, without running any of it: `verdict`, and all else of `Snakepit.Isolation.Check`.
+
+      {:ok, %{verdict: :yes, nif_version: "2.16"}} = Snakepit.Isolation.check(:jiffy)
+
+  The file is read by a process of its own, which takes some 10 ms. Neither the application nor the native library has to be started.
+  `load: [sandbox: :none]` (options of `load/2`) also loads the library in a worker, which does run it.
+
+  An error is that there is no such file or module; of a file that is no library, or a damaged one, the verdict is `:no`.
+  """
+  @spec check(module() | Path.t() | {Application.app(), Path.t()}, keyword()) :: result(Check.t())
+  def check(target, options \\ []), do: Check.check(target, options)
 
   # ── Calling ───────────────────────────────────────────────────────────────────────────────────────────────────
 

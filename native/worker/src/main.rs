@@ -1,8 +1,9 @@
-//! `snakepit_worker`: one executable, two roles. README.md tells their lives.
+//! `snakepit_worker`: one executable, two roles, and a tool. README.md tells their lives.
 //!
 //! ```text
 //! snakepit_worker warden                      descriptor 3: the VM
 //! snakepit_worker worker <parent> <label>     3: the VM, 4: ring, 5: bell in, 6: bell out
+//! snakepit_worker check <library> <module> <VM>   reads a library, without running it
 //! ```
 //!
 //! `main` is C's, not Rust's: the start of Rust's standard library installs a handler for SIGSEGV, and a stack that
@@ -13,6 +14,7 @@
 
 mod answer;
 mod channel;
+mod check;
 mod executor;
 mod exit;
 mod keeper;
@@ -41,6 +43,10 @@ fn run(arguments: &[&CStr]) -> i32 {
         Some(b"worker") => match arguments.get(2).and_then(|parent| parent.to_str().ok()?.parse().ok()) {
             Some(parent) => process::leave(worker::run(parent)),
             None => usage(),
+        },
+        Some(b"check") => match arguments.get(2..) {
+            Some([library, module, vm]) => check::run(library, module, vm),
+            _ => usage(),
         },
         _ => usage(),
     }

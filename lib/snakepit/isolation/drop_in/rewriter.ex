@@ -43,7 +43,7 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
   @spec prepare(Source.t()) :: {:ok, t()} | {:error, Error.t()}
   def prepare(%Source{module: module, forms: forms, beam: beam} = source) do
     {:ok, {^module, md5}} = :beam_lib.md5(beam)
-    slot = slot(module, " " <> Base.encode16(md5, case: :lower))
+    slot = slot(module, md5)
     rewrite(source, Prepared.wait(forms, module, slot), slot)
   end
 
@@ -73,8 +73,8 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
   end
 
   @doc "The key of a module's persistent term. An atom, which is found in a third of the time that a tuple takes."
-  @spec slot(module(), version :: String.t()) :: atom()
-  def slot(module, version \\ ""), do: String.to_atom("snakepit isolated " <> short(Atom.to_string(module)) <> version)
+  @spec slot(module()) :: atom()
+  def slot(module), do: String.to_atom("snakepit isolated " <> short(Atom.to_string(module)))
 
   @doc "The same, of code whose gates stand in an order of their own: `definition` is what they go by."
   @spec slot(module(), term()) :: atom()

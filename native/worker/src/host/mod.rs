@@ -5,7 +5,7 @@ mod atom;
 mod buffer;
 mod callbacks;
 mod copy;
-mod elf;
+pub(crate) mod elf;
 mod entry;
 mod env;
 mod errno;
