@@ -47,7 +47,7 @@ defmodule Snakepit.House.IsolatedTest do
         use Mix.Project
         @step &Snakepit.Isolation.Release.rewrite/1
         def project do
-          [app: :isolated, version: "1.0.0", deps: #{deps}, releases: [isolated: [steps: [:assemble, @step]]]]
+          [app: :isolated, version: "1.0.0", deps: #{deps}, releases: [isolated: [steps: [:assemble, @step]], plain: []]]
         end
 
         def application, do: [mod: {Isolated.Application, []}, extra_applications: [:logger, :jiffy]]
@@ -177,7 +177,7 @@ defmodule Snakepit.House.IsolatedTest do
   describe "a release" do
     setup %{consumer: dir, build: env} do
       path = Path.join(dir, "release")
-      {output, status} = run(dir, ["mix", "release", "--path", path], env)
+      {output, status} = run(dir, ["mix", "release", "isolated", "--path", path], env)
       assert {status, output =~ "rewriting"} == {0, true}, output
       # What was built stays where it was: nothing may be taken from there.
       moved = Path.join(dir!("isolated_moved"), "release")
@@ -233,6 +233,20 @@ defmodule Snakepit.House.IsolatedTest do
       assert output =~ @isolated
       assert output =~ "restored true"
     end
+  end
+
+  test "a release without the step does not start", %{consumer: dir, build: env} do
+    release = Path.join(dir!("isolated_moved"), "release")
+    on_exit(fn -> File.rm_rf!(release) end)
+    {output, status} = run(dir, ["mix", "release", "plain", "--path", release], env)
+    assert {status, output =~ "rewriting"} == {0, false}, output
+
+    without_traces = [{"RELEASE_DISTRIBUTION", "none"}, {"ERL_CRASH_DUMP_SECONDS", "0"}]
+    {output, status} = run(release, ["bin/plain", "start"], without_traces)
+    assert status != 0
+    assert output =~ "isolate: :jiffy:"
+    assert output =~ "give releases the step Snakepit.Isolation.Release.rewrite/1"
+    refute output =~ "started "
   end
 
   # In embedded mode, as a release is started in earnest; without a node, which would leave epmd behind.

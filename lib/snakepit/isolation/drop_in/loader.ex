@@ -14,7 +14,7 @@ defmodule Snakepit.Isolation.DropIn.Loader do
     # It may be called by several processes at once, and only one of them loads.
     alone(module, fn ->
       case DropIn.fetch(module) do
-        nil -> failed(:bad_lib, "#{inspect(module)} is no longer isolated")
+        nil -> failed(:bad_lib, "#{inspect(module)} is not isolated")
         state -> if path?(path), do: first(state, path, load_info), else: :badarg
       end
     end)
