@@ -98,6 +98,9 @@ defmodule Snakepit.Isolation do
       library that is safe for threads (as NIF libraries have to be), and lets calls share the fate of a process
     * `:timeout` - of a call that does not say otherwise, in ms, or `:infinity`; default 5,000
     * `:load_timeout` - ms that loading may take, default 10,000
+    * `:restart` - whether a worker that has ended is started again, as in a supervisor's child specification. `:permanent` (default): always; `:transient`:
+      unless its library has ended it with `exit(0)`; `:temporary`: never, for whatever reason it has ended, a deadline of ours too. One that is not started
+      again is `:failed` in `info/1`; when all are, calls are `:not_loaded`, and a library of `child_spec/1` ends
     * `:max_restarts`, `:max_seconds` - a worker that crashes more than 20 times within 10 seconds is not started again.
       The first restart is immediate, the next ones wait 1, 2, 4 ... 100 ms. Workers that were killed because of a deadline do not count.
       `max_restarts: :infinity` never gives up

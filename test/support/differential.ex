@@ -3,6 +3,9 @@ defmodule Snakepit.Differential do
   # The same calls of a library in a VM that isolates nothing (a `:peer` node, the reference) and isolated. Results and
   # exceptions have to be equal bit by bit. `Snakepit.Differential.Libraries` says which calls of which libraries.
   #
+  # A library is called itself (`open/2`), or a module that has it calls it, isolated by `isolate/2` on one side (`open_module/2`): then stack
+  # traces have to be equal, too, as far as they are the module's own.
+  #
   # References that a call gives are taken for objects of the library: each side keeps its own, and what is compared has
   # `{:object, n}` in their place, which stands for the object as an argument, too. They live until the end of a script.
 
@@ -10,7 +13,7 @@ defmodule Snakepit.Differential do
 
   alias Snakepit.Differential.{Objects, Reference}
   alias Snakepit.{Isolation, NativeFixture}
-  alias Snakepit.Isolation.Error
+  alias Snakepit.Isolation.{Error, Library}
 
   @enforce_keys [:isolated, :peer, :module]
   defstruct @enforce_keys
@@ -18,7 +21,9 @@ defmodule Snakepit.Differential do
   @type outcome :: {:ok, term()} | {:raised, :error | :exit | :throw, term()} | {:failed, String.t()}
   @type arguments :: [term()]
   @type library :: %{
-          required(:path) => atom() | {Application.app(), Path.t()},
+          # The one or the other.
+          optional(:path) => atom() | {Application.app(), Path.t()},
+          optional(:module) => module(),
           # A term, or a function of the library's path.
           optional(:load_info) => term() | (Path.t() -> term()),
           # A fixed list of calls.
@@ -62,6 +67,15 @@ defmodule Snakepit.Differential do
     %__MODULE__{isolated: isolated, peer: peer, module: isolated.module}
   end
 
+  @doc "A module as it is, on one side; isolated on the other."
+  @spec open_module(pid(), module()) :: %__MODULE__{}
+  def open_module(peer, module) do
+    {:module, ^module} = :peer.call(peer, :code, :ensure_loaded, [module], :infinity)
+    :code.purge(module)
+    :ok = Isolation.isolate(module, sandbox: :none)
+    %__MODULE__{isolated: module, peer: peer, module: module}
+  end
+
   defp path(name) when is_atom(name), do: NativeFixture.path(name)
   defp path({application, path}), do: application |> Application.app_dir(path) |> to_string()
 
@@ -99,7 +113,7 @@ defmodule Snakepit.Differential do
   # The function and whether it succeeded.
   defp same!(sides, function, arguments, unordered?) do
     {outcome, _} = isolated(sides, function, arguments, Objects.new())
-    expected = Reference.call(sides.peer, sides.module, function, arguments)
+    expected = reference(sides, :call, function, arguments)
     same? = if unordered?, do: same?(sorted(outcome), sorted(expected)), else: same?(outcome, expected)
     assert same?, difference(function, arguments, outcome, expected)
     {function, match?({:ok, _}, outcome)}
@@ -114,7 +128,7 @@ defmodule Snakepit.Differential do
     property =
       :proper.forall(types, fn arguments ->
         {outcome, _} = isolated(sides, function, arguments, Objects.new())
-        expected = Reference.call(sides.peer, sides.module, function, arguments)
+        expected = reference(sides, :call, function, arguments)
         send(test, {:outcome, function, match?({:ok, _}, outcome)})
         same? = same?(outcome, expected)
         unless same?, do: Process.put({__MODULE__, :difference}, difference(function, arguments, outcome, expected))
@@ -146,10 +160,10 @@ defmodule Snakepit.Differential do
     script.(fn function, arguments ->
       {objects, done} = Process.get(key)
       {outcome, objects} = isolated(sides, function, arguments, objects)
-      expected = Reference.step(sides.peer, sides.module, function, arguments)
+      expected = reference(sides, :step, function, arguments)
       assert same?(outcome, expected), difference(function, arguments, outcome, expected)
       Process.put(key, {objects, [{function, match?({:ok, _}, outcome)} | done]})
-      outcome
+      without_frames(outcome)
     end)
 
     {_, done} = Process.delete(key)
@@ -158,6 +172,19 @@ defmodule Snakepit.Differential do
   end
 
   # ── One side ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+  # Who calls a library is not the module's own code, and has another stack.
+  defp reference(%{isolated: %Library{}} = sides, how, function, arguments),
+    do: without_frames(apply(Reference, how, [sides.peer, sides.module, function, arguments]))
+
+  defp reference(sides, how, function, arguments),
+    do: apply(Reference, how, [sides.peer, sides.module, function, arguments])
+
+  defp without_frames({:raised, class, reason, _frames}), do: {:raised, class, reason}
+  defp without_frames(outcome), do: outcome
+
+  defp isolated(%{isolated: module}, function, arguments, objects) when is_atom(module),
+    do: Reference.outcome(module, function, arguments, objects)
 
   defp isolated(sides, function, arguments, objects) do
     case Isolation.call(sides.isolated, function, Objects.put_back(arguments, objects), timeout: 60_000) do

@@ -28,6 +28,24 @@ defmodule Snakepit.DropInFixture do
     ready(@elixir, directory)
   end
 
+  @doc "A module in Elixir over a library of `NativeFixture`, which never comes into this VM. Not yet loaded; with the directory that it is in."
+  def stubs(name, load_info \\ 0) do
+    module = NativeFixture.module(name)
+    directory = directory()
+    unload(module)
+    settings(module, path: "", load_info: load_info)
+    :persistent_term.put(__MODULE__, %{module: module, functions: NativeFixture.functions(name)})
+    [{^module, beam}] = Code.compile_file(Path.join(@sources, "stubs.exs"))
+    :persistent_term.erase(__MODULE__)
+    unload(module)
+    File.write!(Path.join(directory, "#{module}.beam"), beam)
+    ready(module, directory)
+    # Before the one that puts it back.
+    ExUnit.Callbacks.on_exit(fn -> settings(module, path: "") end)
+    settings(module, path: NativeFixture.path(name))
+    {module, directory}
+  end
+
   @doc "What the module finds when it loads its library: `path:`, `load_info:`, `lax:`."
   def settings(module, settings) do
     key = {module, :settings}

@@ -295,6 +295,7 @@ defmodule Snakepit.Isolation.Error do
   defp ended(_e, %{because: :stuck}), do: "was killed, because it no longer took calls,"
   defp ended(_e, %{because: :protocol}), do: "was killed, because it broke the protocol,"
   defp ended(_e, %{because: :warden}), do: "ended with the warden"
+  defp ended(_e, %{because: :server}), do: "ended with the process that watched it"
   defp ended(%{signal: signal}, _d) when signal != nil, do: "ended with #{signal}"
   defp ended(%{exit_code: code}, _d) when code != nil, do: "called exit(#{code})"
   defp ended(_e, _d), do: "ended"
@@ -453,6 +454,11 @@ defmodule Snakepit.Isolation.Error do
     do:
       {"its workers ended #{d[:restarts]} times within #{d[:seconds]} seconds, the last one #{d[:last]}, and were given up",
        "Unload it and load it again when the cause is repaired; max_restarts: and max_seconds: set the limit."}
+
+  defp not_loaded(%{because: :not_restarted} = d),
+    do:
+      {"its process #{d[:last]} and is not started again (restart: #{inspect(d[:restart])})",
+       "Unload it and load it again, or load it with restart: :permanent."}
 
   defp not_loaded(%{because: :load_timeout} = d),
     do:

@@ -55,7 +55,7 @@ defmodule Snakepit.Isolation.Module do
   Such a module needs no `Snakepit.Isolation.isolate/2`, which refuses it, and no step of a release.
   """
 
-  alias Snakepit.Isolation.{Directory, DropIn, Error, Options}
+  alias Snakepit.Isolation.{Directory, DropIn, Error, Library, Options}
   alias Snakepit.Isolation.DropIn.{Loader, Rewriter}
   alias Snakepit.Isolation.Module.Gates
 
@@ -160,10 +160,15 @@ defmodule Snakepit.Isolation.Module do
     end
   end
 
-  # A library that was unloaded is not; one in the VM is for as long as the module's code.
+  # A library that was unloaded or has failed is not; one in the VM is for as long as the module's code.
   defp there?(nil), do: false
   defp there?(loaded) when elem(loaded, 0) == nil, do: true
-  defp there?(loaded), do: Directory.fetch(elem(loaded, 0).id) != :error
+
+  defp there?(loaded) do
+    with {:ok, %Library{table: table}, _supervisor} <- Directory.fetch(elem(loaded, 0).id),
+         do: Enum.any?(Library.rows(table), &(&1.state != :failed)),
+         else: (:error -> false)
+  end
 
   defp configured(options, module) do
     configured = Application.get_env(options[:otp_app], module, [])

@@ -15,6 +15,7 @@ defmodule Snakepit.Isolation.Options do
     concurrency: 1,
     timeout: 5_000,
     load_timeout: 10_000,
+    restart: :permanent,
     max_restarts: 20,
     max_seconds: 10,
     heartbeat_timeout: 5_000,
@@ -49,6 +50,7 @@ defmodule Snakepit.Isolation.Options do
           concurrency: pos_integer(),
           timeout: timeout(),
           load_timeout: pos_integer(),
+          restart: :permanent | :transient | :temporary,
           max_restarts: non_neg_integer() | :infinity,
           max_seconds: pos_integer(),
           heartbeat_timeout: pos_integer() | :infinity,
@@ -214,6 +216,8 @@ defmodule Snakepit.Isolation.Options do
   defp refused(:timeout, :infinity), do: nil
   defp refused(:timeout, value), do: range(value, 0, @longest_wait, " or :infinity")
   defp refused(:load_timeout, value), do: range(value, 1, @longest_wait)
+  @policies [:permanent, :transient, :temporary]
+  defp refused(:restart, value), do: unless(value in @policies, do: "one of #{inspect(@policies)}")
   defp refused(:max_restarts, :infinity), do: nil
   defp refused(:max_restarts, value), do: range(value, 0, 1_000_000, " or :infinity")
   defp refused(:max_seconds, value), do: range(value, 1, 86_400)

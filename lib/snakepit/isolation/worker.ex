@@ -110,6 +110,11 @@ defmodule Snakepit.Isolation.Worker do
   end
 
   @impl true
+  # Its predecessor's process has ended with it.
+  def handle_continue(:start, %{row: %{loaded: loaded}, shared: %{options: %{restart: :temporary}}} = state)
+      when loaded != nil,
+      do: {:noreply, not_again(state, %{because: :server})}
+
   def handle_continue(:start, state), do: {:noreply, start(state)}
 
   @impl true
@@ -459,6 +464,7 @@ defmodule Snakepit.Isolation.Worker do
 
     cond do
       not loaded? -> failed(state, first_failure(state, details))
+      not again?(state, details) -> not_again(state, details)
       hung? -> again(state, 0, details)
       true -> crashed(state, details)
     end
@@ -543,6 +549,17 @@ defmodule Snakepit.Isolation.Worker do
       Process.send_after(self(), :restart, delay)
       state
     end
+  end
+
+  # As a supervisor's: what ends in order is what the library has ended itself, with exit(0).
+  defp again?(%{shared: %{options: %{restart: :permanent}}}, _details), do: true
+  defp again?(%{shared: %{options: %{restart: :temporary}}}, _details), do: false
+  defp again?(_transient, details), do: not match?(%{because: :exited, exit_code: 0}, details)
+
+  defp not_again(%{shared: %{options: options, id: id}} = state, details) do
+    exit_event(state, 0, details)
+    about = %{because: :not_restarted, restart: options.restart, last: Error.end_in_words(details)}
+    failed(state, Error.new(:not_loaded, id, nil, about))
   end
 
   defp give_up(%{shared: %{options: options}} = state, details, count) do

@@ -4,8 +4,6 @@ defmodule Snakepit.Isolation.DropInCryptoTest do
 
   @moduletag timeout: 180_000
 
-  alias Snakepit.DropInFixture
-
   setup do
     {:ok, _} = Application.ensure_all_started(:ssl)
 
@@ -15,32 +13,6 @@ defmodule Snakepit.Isolation.DropInCryptoTest do
   end
 
   @key :binary.copy(<<7>>, 16)
-
-  @calls [
-    hash: [:sha256, "text"],
-    hash: [:sha256, :binary.copy("text", 100_000)],
-    hash: [:sha512, ["io", ["data"]]],
-    hash: [:no_such_hash, "text"],
-    mac: [:hmac, :sha256, "key", "text"],
-    crypto_one_time: [:aes_128_ctr, @key, @key, "text", true],
-    crypto_one_time: [:aes_128_ctr, "short", @key, "text", true],
-    crypto_one_time_aead: [:aes_128_gcm, @key, "123456789012", "text", "more", true],
-    exor: ["abcd", "efgh"],
-    pbkdf2_hmac: [:sha256, "password", "salt", 100, 32],
-    mod_pow: [3, 1_000_003, 997],
-    generate_key: [:ecdh, :secp256r1, 17],
-    supports: [:hashs],
-    cipher_info: [:aes_128_gcm],
-    info_lib: []
-  ]
-
-  test "results and exceptions are those of the VM" do
-    in_vm = for {function, arguments} <- @calls, do: DropInFixture.outcome(:crypto, function, arguments)
-    assert :ok = Isolation.isolate(:crypto, sandbox: :none)
-
-    for {{function, arguments}, expected} <- Enum.zip(@calls, in_vm),
-        do: assert({function, DropInFixture.outcome(:crypto, function, arguments)} == {function, expected})
-  end
 
   test "objects of the library live on from call to call" do
     assert :ok = Isolation.isolate(:crypto, sandbox: :none)

@@ -130,7 +130,6 @@ defmodule Snakepit.Isolation.ModuleTest do
     module = OwnFixture.module(max_restarts: 0)
     assert {:error, %Error{reason: :crashed}, _} = outcome(module, :crash, [])
     assert_raise Error, ~r/given up/, fn -> module.add(1, 2) end
-    assert Isolation.unload(module) == :ok
     assert Isolation.Module.load(module) == :ok
     assert module.add(1, 2) == 3
   end

@@ -18,6 +18,7 @@ defmodule Snakepit.Isolation.OptionsTest do
         {:concurrency, [1, 64], [0, 65]},
         {:timeout, [0, 1, :infinity, 4_294_967_295], [-1, 4_294_967_296, nil]},
         {:load_timeout, [1], [0, :infinity]},
+        {:restart, [:permanent, :transient, :temporary], [:always, true, nil]},
         {:max_restarts, [0, :infinity], [-1]},
         {:max_seconds, [1], [0]},
         {:heartbeat_timeout, [1_000, :infinity], [999]},

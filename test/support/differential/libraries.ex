@@ -127,18 +127,12 @@ defmodule Snakepit.Differential.Libraries do
   def library(:asn1rt_nif) do
     der = :public_key.der_encode(:RSAPrivateKey, :public_key.generate_key({:rsa, 512, 65_537}))
     {tlv, ""} = :asn1rt_nif.decode_ber_tlv(der)
-    # The DER encoding, with a byte changed and cut short.
-    damaged =
-      bind({range(0, byte_size(der) - 1), range(0, 255), range(0, byte_size(der))}, fn {at, byte, length} ->
-        <<start::binary-size(at), _, rest::binary>> = der
-        binary_part(<<start::binary, byte, rest::binary>>, 0, length)
-      end)
 
     %{
       path: {:asn1, "priv/lib/asn1rt_nif"},
       load_info: 1,
       calls: [decode_ber_tlv_raw: [der], encode_ber_tlv: [tlv], encode_ber_tlv: [:nonsense]],
-      any: [decode_ber_tlv_raw: [damaged], decode_ber_tlv_raw: [binary()], encode_ber_tlv: [or_other(tlv())]]
+      any: [decode_ber_tlv_raw: [damaged(der)], decode_ber_tlv_raw: [binary()], encode_ber_tlv: [or_other(tlv())]]
     }
   end
 
@@ -193,7 +187,18 @@ defmodule Snakepit.Differential.Libraries do
     }
   end
 
-  defp tlv, do: :proper_types.sized(&tlv/1)
+  @doc "A DER encoding, with a byte changed and cut short."
+  @spec damaged(binary()) :: :proper_types.type()
+  def damaged(der) do
+    bind({range(0, byte_size(der) - 1), range(0, 255), range(0, byte_size(der))}, fn {at, byte, length} ->
+      <<start::binary-size(at), _, rest::binary>> = der
+      binary_part(<<start::binary, byte, rest::binary>>, 0, length)
+    end)
+  end
+
+  @doc "What is to be encoded."
+  @spec tlv() :: :proper_types.type()
+  def tlv, do: :proper_types.sized(&tlv/1)
   defp tag, do: one_of([range(0, 40), range(0, 0x3FFFF)])
   defp tlv(0), do: {tag(), binary()}
 

@@ -43,12 +43,15 @@ defmodule Snakepit.Differential.Reference do
     {:reply, outcome, objects}
   end
 
-  defp outcome(module, function, arguments, objects) do
+  @doc "What a call gives or raises, with the module's own part of the stack trace, without places in files."
+  @spec outcome(module(), atom(), [term()], Objects.t()) :: {tuple(), Objects.t()}
+  def outcome(module, function, arguments, objects) do
     {value, objects} = module |> apply(function, Objects.put_back(arguments, objects)) |> Objects.take_out(objects)
     {{:ok, value}, objects}
   catch
     class, reason ->
-      {reason, objects} = Objects.take_out(reason, objects)
-      {{:raised, class, reason}, objects}
+      frames = for {^module, name, arguments, _} <- __STACKTRACE__, do: {name, arguments}
+      {{reason, frames}, objects} = Objects.take_out({reason, frames}, objects)
+      {{:raised, class, reason, frames}, objects}
   end
 end
