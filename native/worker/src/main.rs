@@ -16,6 +16,7 @@ mod channel;
 mod executor;
 mod exit;
 mod keeper;
+mod libraries;
 mod output;
 mod packet;
 mod process;
