@@ -8,8 +8,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use snakepit_wire::control::{
     ARITY, ControlError, EXECUTORS, FUNCTIONS, Failed, FromWarden, FromWorker, Function, LABEL, LOAD_INFO, Load,
-    Loaded, MESSAGE, MISSING, Message, NUMBERS, PACKET, PATH, Process, RELEASES, SYMBOL, Stage, Status, ToWarden, ToWorker, VERSION,
-    decode, encode,
+    Loaded, MESSAGE, MISSING, Message, NUMBERS, PACKET, PATH, Process, RELEASES, SYMBOL, Stage, Status, ToWarden,
+    ToWorker, VERSION, decode, encode,
 };
 use snakepit_wire::service::{INTEGER, KEY, Keyed, NAMES, Named, PIECE, REGISTERED, Reply, Request};
 use snakepit_wire::{Limits, Name, NameKind};

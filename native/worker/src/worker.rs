@@ -10,8 +10,8 @@
 
 use crate::channel::Requests;
 use crate::executor;
-use crate::packet::{Packets, Received};
 use crate::libraries::{self, bounded, tell};
+use crate::packet::{Packets, Received};
 use crate::{exit, host, keeper, process, thread};
 use snakepit_shm_core::ring::bell::{Listener, Ringer};
 use snakepit_shm_core::ring::worker::WorkerRing;

@@ -10,7 +10,7 @@
 mod support;
 
 use snakepit_shm_core::ring::status;
-use snakepit_wire::control::{self, FromWorker, FUNCTIONS, Failed, Loaded, Stage, Status, ToWorker};
+use snakepit_wire::control::{self, FUNCTIONS, Failed, FromWorker, Loaded, Stage, Status, ToWorker};
 use support::library::fixture;
 use support::{PATIENCE, Reply, Warden, Worker, atom, int, value};
 
@@ -74,14 +74,24 @@ fn libraries_share_the_process_and_nothing_else() {
     assert_eq!(call(&worker, 0, "count", &[]), value(int(1)));
     assert_eq!(call(&worker, 0, "count", &[]), value(int(2)));
     assert_eq!(call(&worker, 1, "count", &[]), value(int(1)));
-    let Reply::Answer(status::VALUE, pointer) = call(&worker, 0, "data", &[]) else { panic!() };
+    let Reply::Answer(status::VALUE, pointer) = call(&worker, 0, "data", &[]) else {
+        panic!()
+    };
     assert_eq!(call(&worker, 1, "peek", &[pointer]), value(int(2)));
     // Objects: the type of the other is not its own, but it can call it.
-    let Reply::Answer(status::VALUE, object) = call(&worker, 0, "make", &[int(5)]) else { panic!() };
-    assert!(matches!(call(&worker, 1, "value", std::slice::from_ref(&object)), Reply::Answer(status::RAISED, _)));
+    let Reply::Answer(status::VALUE, object) = call(&worker, 0, "make", &[int(5)]) else {
+        panic!()
+    };
+    assert!(matches!(
+        call(&worker, 1, "value", std::slice::from_ref(&object)),
+        Reply::Answer(status::RAISED, _)
+    ));
     let module = atom("snakepit_tenant_a");
     assert_eq!(call(&worker, 1, "dynamic", &[module, object.clone()]), value(int(105)));
-    assert_eq!(call(&worker, 1, "dynamic", &[atom("snakepit_tenant_b"), object]), value(atom("none")));
+    assert_eq!(
+        call(&worker, 1, "dynamic", &[atom("snakepit_tenant_b"), object]),
+        value(atom("none"))
+    );
 }
 
 #[test]
@@ -111,7 +121,10 @@ fn each_is_unloaded_by_itself() {
         // Its own data is that of the callback's env.
         assert_eq!(line(&mut worker), format!("unload {} 1000", versions[first as usize]));
         assert!(is_not_there(&call(&worker, first, "version", &[])));
-        assert_eq!(call(&worker, second, "version", &[]), value(int(versions[second as usize])));
+        assert_eq!(
+            call(&worker, second, "version", &[]),
+            value(int(versions[second as usize]))
+        );
         // What is left is unloaded when the worker stops, and only that.
         worker.say(&ToWorker::Stop);
         assert_eq!(line(&mut worker), format!("unload {} 1000", versions[second as usize]));
@@ -160,7 +173,9 @@ fn a_running_call_keeps_its_library() {
 fn an_upgrade_takes_data_and_types_over() {
     let warden = Warden::start();
     let mut worker = serving(&warden);
-    let Reply::Answer(status::VALUE, object) = call(&worker, 0, "make", &[int(5)]) else { panic!() };
+    let Reply::Answer(status::VALUE, object) = call(&worker, 0, "make", &[int(5)]) else {
+        panic!()
+    };
     assert_eq!(call(&worker, 0, "count", &[]), value(int(1)));
     add(&worker, 1, "tenant_a2", Some(0));
     assert_eq!(line(&mut worker), "upgrade 2 1");
@@ -171,7 +186,10 @@ fn an_upgrade_takes_data_and_types_over() {
     assert_eq!(call(&worker, 1, "count", &[]), value(int(3)));
     // The object is the new library's now: its value, its dynamic call, its destructor; and it keeps the old one no longer.
     assert_eq!(call(&worker, 1, "value", std::slice::from_ref(&object)), value(int(5)));
-    assert_eq!(call(&worker, 1, "dynamic", &[atom("snakepit_tenant_a"), object]), value(int(205)));
+    assert_eq!(
+        call(&worker, 1, "dynamic", &[atom("snakepit_tenant_a"), object]),
+        value(int(205))
+    );
     unload(&worker, 0);
     assert_eq!(line(&mut worker), "unload 1 1003");
     worker.say(&ToWorker::Release { ids: vec![1] });
@@ -184,7 +202,9 @@ fn an_upgrade_takes_data_and_types_over() {
 fn a_failed_upgrade_changes_nothing() {
     let warden = Warden::start();
     let mut worker = serving(&warden);
-    let Reply::Answer(status::VALUE, object) = call(&worker, 0, "make", &[int(5)]) else { panic!() };
+    let Reply::Answer(status::VALUE, object) = call(&worker, 0, "make", &[int(5)]) else {
+        panic!()
+    };
     worker.ask_for_another(1, &fixture("tenant_a2"), &int(13), Some(0), false);
     let failed = not_loaded(&worker, 1);
     assert_eq!((failed.stage, failed.code), (Stage::UpgradeCallback, 13));
@@ -192,7 +212,10 @@ fn a_failed_upgrade_changes_nothing() {
     assert!(is_not_there(&call(&worker, 1, "version", &[])));
     // The old one has its data, its type and its destructor.
     assert_eq!(call(&worker, 0, "count", &[]), value(int(1)));
-    assert_eq!(call(&worker, 0, "dynamic", &[atom("snakepit_tenant_a"), object]), value(int(105)));
+    assert_eq!(
+        call(&worker, 0, "dynamic", &[atom("snakepit_tenant_a"), object]),
+        value(int(105))
+    );
     worker.say(&ToWorker::Release { ids: vec![1] });
     assert_eq!(line(&mut worker), "destroyed 1 1005");
 
@@ -233,7 +256,9 @@ fn the_vm_is_asked_before_anything_of_it_runs() {
     let mut worker = serving(&warden);
     for wanted in [false, true] {
         worker.ask_for_another(1, &fixture("tenant_b"), &int(0), None, true);
-        let Some(FromWorker::Opened(opened)) = worker.hear() else { panic!() };
+        let Some(FromWorker::Opened(opened)) = worker.hear() else {
+            panic!()
+        };
         assert_eq!((opened.library, &*opened.module), (1, "snakepit_tenant_b"));
         assert!(is_not_there(&call(&worker, 1, "version", &[])));
         if wanted {

@@ -10,7 +10,6 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 pub const MAJOR: c_int = 2;
 pub const MINOR: c_int = 18;
 
-
 /// As of 2.0. Later fields (`vm_variant` from 2.1, `options` from 2.7, the size of the resource type's callbacks from
 /// 2.12, `min_erts` from 2.14) lie behind these.
 #[derive(Debug)]

@@ -16,7 +16,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 pub type LoadCallback = unsafe extern "C" fn(*mut Env, *mut *mut c_void, Term) -> std::ffi::c_int;
-pub type UpgradeCallback = unsafe extern "C" fn(*mut Env, *mut *mut c_void, *mut *mut c_void, Term) -> std::ffi::c_int;
+pub type UpgradeCallback =
+    unsafe extern "C" fn(*mut Env, *mut *mut c_void, *mut *mut c_void, Term) -> std::ffi::c_int;
 pub type UnloadCallback = unsafe extern "C" fn(*mut Env, *mut c_void);
 
 /// A function of a library.
@@ -64,10 +65,7 @@ impl Running {
     /// A new executor's.
     pub fn register() -> &'static Self {
         let running: &'static Self = Box::leak(Box::default());
-        EXECUTING
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(running);
+        EXECUTING.lock().unwrap_or_else(PoisonError::into_inner).push(running);
         running
     }
 
@@ -86,7 +84,9 @@ impl Running {
         }
         // SAFETY: not null, and libraries are never freed. Acquire by SeqCst: pairs with the Release of `publish`.
         let found: &'static Library = unsafe { &*found };
-        let function = (found.number == library).then(|| found.functions.get(place as usize)).flatten();
+        let function = (found.number == library)
+            .then(|| found.functions.get(place as usize))
+            .flatten();
         match function {
             Some(function) if function.arity == arity => Some((*function, found)),
             _ => {

@@ -84,7 +84,9 @@ impl Type {
     pub fn run<C>(&self, pick: impl Fn(&Callbacks) -> Option<C>, callback: impl FnOnce(C, &'static Library)) -> bool {
         let (picked, owner) = loop {
             let behaviour = self.behaviour();
-            let Some(picked) = pick(&behaviour.callbacks) else { return false };
+            let Some(picked) = pick(&behaviour.callbacks) else {
+                return false;
+            };
             // Not held: it was taken over just now, or its owner would not be gone.
             if behaviour.owner.hold() {
                 if ptr::eq(behaviour, self.behaviour()) {

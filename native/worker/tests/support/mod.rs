@@ -11,7 +11,9 @@ use snakepit_shm_core::ring::bell::{self, Listener, Ringer};
 use snakepit_shm_core::ring::vm::{Call, Payload, Poll, Request, VmRing, Wake};
 use snakepit_shm_core::ring::{Caller, Plan};
 use snakepit_wire::Limits;
-use snakepit_wire::control::{self, FromWarden, FromWorker, Load, Loaded, Message, Process, Status, ToWarden, ToWorker};
+use snakepit_wire::control::{
+    self, FromWarden, FromWorker, Load, Loaded, Message, Process, Status, ToWarden, ToWorker,
+};
 use std::fs::File;
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
