@@ -216,6 +216,12 @@ defmodule Snakepit.Isolation.Roster do
   defp drop(shared, %{number: number} = entry) do
     Library.delete_entry(shared.table, number)
     if entry.library, do: Directory.remove(entry.library)
+    # One that it was to replace has its name again.
+    before = Enum.find(Library.entries(shared.table), &(&1.id == entry.id and &1.library != nil))
+
+    if before && entry.library && Directory.fetch(entry.id) == :error,
+      do: Directory.put(before.library, shared.supervisor)
+
     Native.pool_close(entry.native)
     workers = workers(shared)
     for worker <- workers, do: send(worker, {__MODULE__, :unload, number})
