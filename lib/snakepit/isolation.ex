@@ -66,6 +66,7 @@ defmodule Snakepit.Isolation do
     Library,
     Options,
     Pool,
+    Roster,
     Telemetry,
     Warden
   }
@@ -130,15 +131,45 @@ defmodule Snakepit.Isolation do
   """
   @spec load(Path.t() | charlist() | {Application.app(), Path.t()}, keyword()) :: result(Library.t())
   def load(path, options \\ []) do
-    with {:ok, options} <- Options.load(path, options),
-         :ok <- ready(options) do
+    with {:ok, options} <- Options.load(path, options), do: load_checked(options)
+  end
+
+  @doc false
+  # `old`: whose successor it is, in its process.
+  @spec load_checked(Options.t(), Library.t() | nil) :: result(Library.t())
+  def load_checked(options, old \\ nil) do
+    with {:ok, host} <- host(options, old),
+         :ok <- ready(options, old) do
       id = options.name || new_id(options.path)
-      if Telemetry.available?(options.telemetry), do: spanned(id, options), else: load_on_demand(id, options)
+      load = fn -> if host, do: load_beside(host, id, options, old), else: load_on_demand(id, options) end
+
+      if Telemetry.available?(options.telemetry),
+        do: Telemetry.span(:load, %{library: id, function: nil}, load),
+        else: load.()
     end
   end
 
-  defp spanned(id, options),
-    do: Telemetry.span(:load, %{library: id, function: nil}, fn -> load_on_demand(id, options) end)
+  defp host(%{with: nil}, old), do: {:ok, old}
+  defp host(%{with: _}, %Library{} = old), do: {:ok, old}
+
+  defp host(%{with: other, sandbox: sandbox}, nil) do
+    with {:ok, host} <- resolve(other) do
+      case Library.entry(host.table, host.number) do
+        nil ->
+          unknown(other)
+
+        %{options: %{sandbox: ^sandbox}} ->
+          {:ok, host}
+
+        %{options: options} ->
+          Error.invalid(:sandbox, "that of the other library, #{inspect(options.sandbox)}", sandbox)
+      end
+    end
+  end
+
+  defp load_beside(host, id, options, old) do
+    with :gone <- Roster.add(host, id, options, old), do: unknown(host)
+  end
 
   defp load_on_demand(id, options) do
     start = {Library, :start_link, [{id, options, :on_demand}]}
@@ -189,6 +220,13 @@ defmodule Snakepit.Isolation do
   def start_link(options) do
     with {:ok, path, options} <- split_path(options),
          {:ok, options} <- Options.load(path, options),
+         :ok <-
+           expect(
+             options.with == nil,
+             :with,
+             "nothing (in a supervision tree it has processes of its own)",
+             options.with
+           ),
          :ok <- ready(options) do
       id = options.name || new_id(options.path)
 
@@ -206,7 +244,7 @@ defmodule Snakepit.Isolation do
   end
 
   # What can be said before a process is started.
-  defp ready(options) do
+  defp ready(options, old \\ nil) do
     name = Path.basename(options.path)
 
     cond do
@@ -222,7 +260,7 @@ defmodule Snakepit.Isolation do
         ending? = String.ends_with?(options.path, ".so") and File.exists?(options.path)
         {:error, Error.new(:not_loaded, name, nil, %{because: :no_file, path: options.path, with_ending: ending?})}
 
-      options.name != nil and match?({:ok, _, _}, Directory.fetch(options.name)) ->
+      options.name != nil and old == nil and match?({:ok, _, _}, Directory.fetch(options.name)) ->
         {:error, Error.new(:not_loaded, options.name, nil, %{because: :name_taken, name: options.name})}
 
       true ->
@@ -241,9 +279,28 @@ defmodule Snakepit.Isolation do
   @spec unload(library()) :: :ok | {:error, Error.t()}
   def unload(target) do
     with {:ok, %Library{id: id}} <- resolve(target),
-         {:ok, library, supervisor} <- running(id, target),
+         {:ok, library, _supervisor} <- running(id, target),
+         do: library |> unload_one() |> unloaded(target)
+  end
+
+  defp unloaded(:supervised, target),
+    do: Error.invalid(:library, "one of load/2 (this one stands in a supervision tree: end it there)", target)
+
+  defp unloaded(:gone, target), do: unknown(target)
+  defp unloaded(:ok, _target), do: :ok
+
+  @doc false
+  # This very one, also if another one has its id by now.
+  @spec unload_one(Library.t()) :: :ok | :supervised | :gone
+  def unload_one(%Library{table: table} = library) do
+    with :last <- Roster.remove(library),
+         supervisor when is_pid(supervisor) <- Library.lookup(table, :supervisor),
          {:error, :not_found} <- Snakepit.Isolation.Supervisor.stop_library(supervisor) do
-      Error.invalid(:library, "one of load/2 (this one stands in a supervision tree: end it there)", library)
+      # Somebody has been faster, or it is not ours.
+      if Process.alive?(supervisor), do: :supervised, else: :ok
+    else
+      nil -> :ok
+      answer -> answer
     end
   end
 

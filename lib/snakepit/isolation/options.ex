@@ -3,13 +3,14 @@ defmodule Snakepit.Isolation.Options do
   # The options of load/2: which are valid, what they are when they are not given. Every problem is in the one error,
   # except the sandbox: leaving that out is not a mistake in an option but a library that is not loaded.
 
-  alias Snakepit.Isolation.Error
+  alias Snakepit.Isolation.{Error, Fit, Library}
 
   # What the VM's timers take.
   @longest_wait 4_294_967_295
 
   @defaults %{
     name: nil,
+    with: nil,
     load_info: 0,
     workers: 1,
     concurrency: 1,
@@ -44,6 +45,8 @@ defmodule Snakepit.Isolation.Options do
   @type t :: %{
           path: String.t(),
           name: atom(),
+          with: Library.t() | atom() | String.t() | nil,
+          fits: Fit.t() | nil,
           load_info: term(),
           sandbox: :none,
           workers: pos_integer(),
@@ -83,7 +86,7 @@ defmodule Snakepit.Isolation.Options do
          {:ok, options} <- complete(Map.new(given)),
          {:ok, path} <- path(path),
          :ok <- sandbox(sandbox, path),
-         do: {:ok, Map.merge(options, %{path: path, sandbox: :none})}
+         do: {:ok, Map.merge(options, %{path: path, sandbox: sandbox, fits: nil})}
   end
 
   @doc """
@@ -191,12 +194,24 @@ defmodule Snakepit.Isolation.Options do
             expected = refused(key, value),
             do: %{key: key, expected: expected, got: value}
 
+    problems = problems ++ beside(given)
+
     case problems do
       [] -> {:ok, options}
       [one] -> {:error, Error.new(:invalid_option, nil, nil, one)}
       several -> {:error, Error.new(:invalid_option, nil, nil, %{problems: Enum.map(several, &line/1)})}
     end
   end
+
+  # Of a library in the processes of another one.
+  @own [:with, :name, :load_info, :timeout, :load_timeout, :telemetry]
+  defp beside(%{with: other} = given) when other != nil do
+    for {key, value} <- Enum.sort(Map.drop(given, @own)), is_map_key(@defaults, key) do
+      %{key: key, expected: "nothing beside with: (the processes are the other library's)", got: value}
+    end
+  end
+
+  defp beside(_given), do: []
 
   defp line(%{key: key, expected: expected, got: got}),
     do: "#{inspect(key)}: expected #{expected}, got #{inspect(got, limit: 5)}"
@@ -210,6 +225,13 @@ defmodule Snakepit.Isolation.Options do
 
   # What was expected, or nil if the value is good.
   defp refused(:name, value), do: unless(is_atom(value) and value not in [true, false], do: "an atom")
+  defp refused(:with, %Library{}), do: nil
+
+  defp refused(:with, value) do
+    unless (is_atom(value) and value not in [true, false]) or is_binary(value),
+      do: "a library of load/2, its name, or an isolated module"
+  end
+
   defp refused(:load_info, _any), do: nil
   defp refused(:workers, value), do: range(value, 1, 64)
   defp refused(:concurrency, value), do: range(value, 1, 64)

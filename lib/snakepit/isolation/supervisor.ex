@@ -1,7 +1,7 @@
 defmodule Snakepit.Isolation.Supervisor do
   @moduledoc false
   # The house of isolated libraries: the directory, the warden, the libraries that are loaded on demand, and then those of the
-  # modules that the configuration names. Starts with the application and costs two idle processes; nothing native is
+  # modules that the configuration names. Starts with the application and costs three idle processes; nothing native is
   # touched before the first load.
 
   use Supervisor
@@ -20,6 +20,7 @@ defmodule Snakepit.Isolation.Supervisor do
     # The libraries end before the warden does.
     children = [
       Warden,
+      DropIn.Sweeper,
       {DynamicSupervisor, name: @libraries, strategy: :one_for_one, max_restarts: 1_000, max_seconds: 5},
       DropIn.Start
     ]

@@ -18,6 +18,7 @@ mod check;
 mod executor;
 mod exit;
 mod keeper;
+mod libraries;
 mod output;
 mod packet;
 mod process;

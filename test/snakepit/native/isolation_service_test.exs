@@ -20,7 +20,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
     {warden, _} = warden()
     {:ok, pool} = Native.pool_new(1)
     {worker, os_pid} = worker(warden, 1, context[:spec] || %{})
-    assert :ok = Native.worker_load(worker, NativeFixture.path(:hostile), 0)
+    assert :ok = Native.worker_load(worker, {0, nil, false}, NativeFixture.path(:hostile), 0)
     assert {:loaded, %{}} = said(worker)
     assert :ok = Native.pool_put(pool, 0, worker)
     # The first process that the worker hears of: its name is number 0, in its first use.

@@ -14,7 +14,12 @@ defmodule Snakepit.Isolation.DropIn.Code do
       else: {:error, Error.new(:in_use, module, nil, %{pids: users(module)})}
   end
 
+  @doc "Room for another version: the current one becomes the old one, if there is a current one."
+  @spec make_room(module()) :: :ok | {:error, Error.t()}
+  def make_room(module), do: if(:erlang.module_loaded(module), do: purge(module), else: :ok)
+
   @doc "The same, for those who do not mind."
+
   @spec purged?(module()) :: boolean()
   def purged?(module), do: :code.soft_purge(module)
 

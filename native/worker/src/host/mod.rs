@@ -16,6 +16,7 @@ mod hash;
 mod heap;
 mod held;
 mod known;
+mod library;
 mod load;
 mod map;
 mod missing;
@@ -36,8 +37,8 @@ mod wire;
 mod zlib;
 
 pub use executor::{Call, Executor, Outcome, limits};
-pub use load::{load, unload};
-pub use option::thread_unloads;
+pub use load::{Wanted, load, load_wanted, unload, unload_all};
+pub use option::threads_unload;
 pub use service::{Transport, answer, connect, hears, stop};
 pub use symbols::{exported, implemented};
 
@@ -49,6 +50,11 @@ pub fn release(ids: Vec<u64>) {
 /// A process that the library monitors has ended. Its callback runs in the same thread.
 pub fn down(monitor: u64) {
     callbacks::later(callbacks::Work::Down(monitor));
+}
+
+/// Has something done by the same thread, in the order of these calls: it runs code of libraries.
+pub fn later(work: impl FnOnce() + Send + 'static) {
+    callbacks::later(callbacks::Work::Other(Box::new(work)));
 }
 
 /// Objects of the library that are alive.
