@@ -409,7 +409,10 @@ defmodule Snakepit.Native do
   @spec warden_close(warden()) :: :ok
   def warden_close(_warden), do: nif()
 
-  @doc "The ring, control socket, bells and output pipe of a worker to be; no process yet."
+  @doc """
+  The ring, control socket, bells and output pipe of a worker to be; no process yet. When the VM has collected objects of it, and `worker_flush/1` is to
+  be called, the caller gets `{:releases, number}`, once until it does.
+  """
   @spec worker_new(worker_spec()) :: {:ok, worker()} | failure()
   def worker_new(_spec), do: nif()
 

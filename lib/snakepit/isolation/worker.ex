@@ -20,6 +20,8 @@ defmodule Snakepit.Isolation.Worker do
   @tick 1_000
   # Between attempts to write to a socket that is full.
   @pause 10
+  # From when objects were collected until the worker is told.
+  @moment 1
   # A process that was asked to end, or killed, is waited for so long.
   @farewell 500
   @burial 5_000
@@ -172,6 +174,12 @@ defmodule Snakepit.Isolation.Worker do
     do: {:noreply, doubt(state, waits)}
 
   def handle_info({:tick, token}, %{token: token} = state) when token != nil, do: {:noreply, tick(state)}
+
+  # The collector has taken objects. It takes more of them in a moment, and one message is enough for all.
+  def handle_info({:releases, _}, %{native: native} = state) when native != nil do
+    Process.send_after(self(), {:flush, state.token}, @moment)
+    {:noreply, state}
+  end
 
   def handle_info({:flush, token}, %{token: token} = state) when token != nil do
     flush(state)

@@ -493,7 +493,11 @@ fn worker_new<'a>(env: Env<'a>, spec: Term<'a>) -> NifResult<Term<'a>> {
     Ok(match Worker::new(&spec, grants) {
         Ok(worker) => {
             let worker = Handle::new(worker);
-            let owner = self_pid(env).and_then(|pid| worker.borrow().watch(env.as_c_arg(), &pid));
+            let pid = self_pid(env);
+            if let Some(pid) = pid {
+                worker.releases.tells(pid);
+            }
+            let owner = pid.and_then(|pid| worker.borrow().watch(env.as_c_arg(), &pid));
             if let Some(owner) = owner {
                 let _ = worker.owner.set(owner);
             }
