@@ -20,6 +20,8 @@ defmodule Snakepit.Isolation.Worker do
   @tick 1_000
   # Between attempts to write to a socket that is full.
   @pause 10
+  # Handles that the VM drops are gathered for so long before the worker is told: it wakes for them.
+  @gathering 10
   # A process that was asked to end, or killed, is waited for so long.
   @farewell 500
   @burial 5_000
@@ -159,6 +161,12 @@ defmodule Snakepit.Isolation.Worker do
 
   def handle_info({:flush, token}, %{token: token} = state) when token != nil do
     flush(state)
+    {:noreply, state}
+  end
+
+  # The garbage collector has found handles, and more of them in a moment.
+  def handle_info(:released, %{token: token} = state) when token != nil do
+    Process.send_after(self(), {:flush, token}, @gathering)
     {:noreply, state}
   end
 
@@ -576,6 +584,7 @@ defmodule Snakepit.Isolation.Worker do
 
   defp tick(state) do
     flush(state)
+    Native.worker_clock(state.native)
     Process.send_after(self(), {:tick, state.token}, @tick)
     if state.cause, do: state, else: watch(state, Native.worker_status(state.native))
   end

@@ -34,6 +34,8 @@ pub const FUNCTIONS: usize = 4096;
 pub const ARITY: usize = 255;
 /// Resources released at once.
 pub const RELEASES: usize = 4096;
+/// The longest text about the VM's version.
+pub const VERSION_TEXT: usize = 64;
 /// As many executors as the ring allows.
 pub const EXECUTORS: u16 = 64;
 
@@ -108,6 +110,22 @@ pub struct Load {
     pub spin_us: u32,
     /// What the VM accepts as an answer.
     pub limits: Limits,
+    pub system: System,
+}
+
+/// What `enif_system_info` says in the VM, which is what it says in the worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct System {
+    /// Major and minor version of the drivers' interface, and of that of NIFs.
+    pub driver: (i32, i32),
+    pub nif: (i32, i32),
+    pub erts: String,
+    pub release: String,
+    pub threads: i32,
+    pub smp: i32,
+    pub async_threads: i32,
+    pub schedulers: i32,
+    pub dirty_schedulers: i32,
 }
 
 /// From a worker.
@@ -276,7 +294,9 @@ impl Message for ToWorker {
             Self::Load(load) => {
                 bound("path", load.path.len(), PATH)?;
                 bound("load_info", load.load_info.len(), LOAD_INFO)?;
-                bound("executors", load.executors.into(), EXECUTORS.into())
+                bound("executors", load.executors.into(), EXECUTORS.into())?;
+                bound("erts", load.system.erts.len(), VERSION_TEXT)?;
+                bound("release", load.system.release.len(), VERSION_TEXT)
             }
             Self::Release { ids } => bound("ids", ids.len(), RELEASES),
             Self::Answer { reply, .. } => reply.check(),

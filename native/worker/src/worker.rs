@@ -8,7 +8,7 @@
 //! select         descriptors that the library waits for          (from the first of them on)
 //! ```
 
-use crate::channel::Requests;
+use crate::channel::{Requests, VmTime};
 use crate::executor;
 use crate::packet::{Packets, Received};
 use crate::{exit, host, keeper, process, thread};
@@ -75,6 +75,8 @@ fn serve(vm: &'static Packets) -> Result<(), Leave> {
     let load = wait_for_load(vm)?;
     keeper::start(vm, ring).map_err(|error| broken(format!("no thread can be started: {error}")))?;
     host::limits(load.limits);
+    host::tell_of(load.system.clone());
+    host::follow(Box::leak(Box::new(VmTime::new(ring))));
     host::connect(Box::leak(Box::new(Requests::new(ring))));
     let loaded = host::load(Path::new(OsStr::from_bytes(&load.path)), &load.load_info).map_err(described)?;
     let executors = u32::from(load.executors).clamp(1, ring.plan().executors) as u16;

@@ -44,6 +44,11 @@ pub trait Object: Send + Sync + Sized + 'static {
         let _ = event;
     }
 
+    /// Nobody refers to it any more. `env` is nobody's.
+    fn ends(&self, env: *mut ErlNifEnv) {
+        let _ = env;
+    }
+
     /// A process of [`Ref::watch`] has ended. `env` is nobody's.
     fn down(handle: Handle<Self>, env: *mut ErlNifEnv, pid: ErlNifPid, watch: Watch) {
         let _ = (handle, env, pid, watch);
@@ -56,8 +61,22 @@ pub struct Watch(ErlNifMonitor);
 
 impl PartialEq for Watch {
     fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Watch {}
+
+impl PartialOrd for Watch {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Watch {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         // SAFETY: both were filled in by the VM.
-        unsafe { enif_compare_monitors(&raw const self.0, &raw const other.0) == 0 }
+        unsafe { enif_compare_monitors(&raw const self.0, &raw const other.0) }.cmp(&0)
     }
 }
 
@@ -86,11 +105,14 @@ pub fn register<T: Object>(env: Env<'_>) -> bool {
     !kind.is_null()
 }
 
-unsafe extern "C" fn destroyed<T: Object>(_env: *mut ErlNifEnv, object: *mut c_void) {
+unsafe extern "C" fn destroyed<T: Object>(env: *mut ErlNifEnv, object: *mut c_void) {
     let object = object.cast::<T>();
     // A panic must not cross into the VM; what it leaves behind is leaked.
     // SAFETY: the last use of the object, which `Handle::new` has written.
-    let _ = catch_unwind(AssertUnwindSafe(|| unsafe { object.drop_in_place() }));
+    let _ = catch_unwind(AssertUnwindSafe(|| unsafe {
+        (*object).ends(env);
+        object.drop_in_place();
+    }));
 }
 
 unsafe extern "C" fn stopped<T: Object>(

@@ -1061,6 +1061,18 @@ impl VmRing {
         self.records.len().saturating_sub(free as usize)
     }
 
+    /// Tells the worker the VM's time: nanoseconds from the kernel's monotonic clock to the VM's, and from there to its system
+    /// time.
+    pub fn set_clock(&self, monotonic: i64, offset: i64) {
+        // Relaxed: two figures, each of which is true by itself.
+        self.memory
+            .word(header::CLOCK)
+            .store(monotonic.cast_unsigned(), Ordering::Relaxed);
+        self.memory
+            .word(header::CLOCK_OFFSET)
+            .store(offset.cast_unsigned(), Ordering::Relaxed);
+    }
+
     /// What the worker says of itself; `None` when it was being written at every try.
     pub fn status(&self) -> Option<WorkerStatus> {
         let word = |offset: usize| self.memory.word(self.layout.status + offset);

@@ -4,6 +4,7 @@ pub mod api;
 mod atom;
 mod buffer;
 mod callbacks;
+mod clock;
 mod copy;
 mod elf;
 mod entry;
@@ -32,14 +33,17 @@ mod service;
 mod size;
 mod symbols;
 mod term;
+mod vm;
 mod wire;
 mod zlib;
 
+pub use clock::{Clock, follow};
 pub use executor::{Call, Executor, Outcome, limits};
 pub use load::{load, unload};
 pub use option::thread_unloads;
 pub use service::{Transport, answer, connect, hears, stop};
 pub use symbols::{exported, implemented};
+pub use vm::tell_of;
 
 /// The VM has let go of these resources: one number for each handle that it had. Destructors run in a thread of their own.
 pub fn release(ids: Vec<u64>) {
