@@ -18,7 +18,11 @@ use std::borrow::Cow;
 
 const VERSION: u8 = 131;
 const COMPRESSED: u8 = 80;
+const SMALL_INTEGER: u8 = 97;
 const ATOM: u8 = 100;
+const NIL: u8 = 106;
+const STRING: u8 = 107;
+const LIST: u8 = 108;
 const ATOM_UTF8: u8 = 118;
 const SMALL_ATOM_UTF8: u8 = 119;
 /// The wire's own tag of a name.
@@ -101,10 +105,7 @@ pub fn encode(term: Term) -> Result<Vec<u8>, &'static str> {
         Err(EncodeError::Refused(missing)) => return Err(missing),
         Err(_) => return Err("enif_term_to_binary of a term of this size"),
     }
-    let latin1 = !vm::writes_utf8();
-    if !keyed.names && !latin1 {
-        return Ok(bytes);
-    }
+    // Written as the wire has it, which writes no strings, and all atoms as UTF-8.
     let mut plain = vec![VERSION];
     let mut keys = |_: NameTag, bytes: &[u8], out: &mut Vec<u8>| {
         // kind, index, generation, length
@@ -113,7 +114,7 @@ pub fn encode(term: Term) -> Result<Vec<u8>, &'static str> {
     };
     // What the encoder has just written can be read.
     let mut walk = Walk::new(&bytes[1..], false, true);
-    walk.latin1 = latin1;
+    walk.latin1 = !vm::writes_utf8();
     let _ = walk.rewrite(&mut plain, &mut keys);
     Ok(if walk.other { plain } else { bytes })
 }
@@ -229,6 +230,18 @@ impl<'a> Walk<'a> {
             pending -= 1;
             let from = start.len() - self.rest.len();
             let tag = self.number(1)? as u8;
+            if self.wire
+                && tag == LIST
+                && let Some(bytes) = self.string()
+            {
+                self.other = true;
+                out.extend_from_slice(&start[written..from]);
+                out.push(STRING);
+                out.extend((bytes.len() as u16).to_be_bytes());
+                out.extend(bytes);
+                written = start.len() - self.rest.len();
+                continue;
+            }
             if !self.name(tag)? {
                 let skipped = self.length(tag, &mut pending)?;
                 self.skip(skipped)?;
@@ -258,6 +271,23 @@ impl<'a> Walk<'a> {
             out.extend_from_slice(&start[written..length]);
         }
         Ok(length)
+    }
+
+    /// The bytes of a proper list (behind its tag) of up to 65,535 bytes, which the VM writes as a string; then it is skipped.
+    fn string(&mut self) -> Option<Vec<u8>> {
+        let (count, elements) = self.rest.split_first_chunk()?;
+        let count = usize::from(u16::try_from(u32::from_be_bytes(*count)).ok()?);
+        let (elements, rest) = elements.split_at_checked(2 * count)?;
+        let byte = |element: &[u8]| match element {
+            [SMALL_INTEGER, byte] => Some(*byte),
+            _ => None,
+        };
+        let bytes = elements.chunks(2).map(byte).collect::<Option<Vec<u8>>>()?;
+        let (&NIL, rest) = rest.split_first()? else {
+            return None;
+        };
+        self.rest = rest;
+        Some(bytes)
     }
 
     /// How many bytes follow the tag and its lengths.
