@@ -73,8 +73,7 @@ pub enum Request {
     /// References and funs that outlive the call which brought them, once for each name and holder; not answered.
     Keep { names: Vec<Named> },
     /// Kept ones and made references that nobody holds any more; not answered. The VM lets go of them when the calls that may
-    /// still answer with them are over. No call with a number below `since` has ever had one of them; the VM does not make use
-    /// of that yet and waits for all that are in flight.
+    /// still answer with them are over. No call with a number below `since` has ever had one of them.
     Drop {
         names: Vec<Named>,
         #[serde(default)]

@@ -183,7 +183,11 @@ impl Intake {
                 let mut table = worker.names().lock();
                 names.iter().try_for_each(|name| table.hold(name.0)).map_err(fault)?;
             }
-            Request::Drop { names, .. } => worker.drop_names(names.iter().map(|name| name.0)).map_err(fault)?,
+            Request::Drop { names, since } => {
+                worker
+                    .drop_names(names.iter().map(|name| name.0), since)
+                    .map_err(fault)?;
+            }
         }
         Ok(Done::Yes)
     }

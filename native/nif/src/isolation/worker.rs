@@ -296,18 +296,19 @@ impl Worker {
             return;
         }
         let mut names = self.names.lock();
-        if names.settle(self.ring.lowest_in_flight()) {
+        if names.settle(&self.ring) {
             // Under the lock, as where it is set.
             self.marks.fetch_and(!LEAVING, Ordering::Relaxed);
         }
     }
 
-    /// The library has dropped these names: they go when the calls are over that are in flight now.
-    pub fn drop_names(&self, dropped: impl Iterator<Item = Name>) -> std::result::Result<(), Unmakeable> {
+    /// The library has dropped these names: they go when the calls are over that are in flight now, those with a number lower than
+    /// `since` excepted.
+    pub fn drop_names(&self, dropped: impl Iterator<Item = Name>, since: u64) -> std::result::Result<(), Unmakeable> {
         let number = self.ring.next_number();
         let mut names = self.names.lock();
         for name in dropped {
-            if names.drop_later(name, number)? {
+            if names.drop_later(name, since, number)? {
                 self.marks.fetch_or(LEAVING, Ordering::Relaxed);
             }
         }

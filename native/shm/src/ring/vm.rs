@@ -990,15 +990,16 @@ impl VmRing {
         self.tail.load(Ordering::Relaxed)
     }
 
-    /// The lowest number of a call whose answer somebody may still take. One that is being published right now may be
+    /// The numbers of the calls whose answers somebody may still take, in their order. One that is being published right now may be
     /// missed; the worker cannot have seen it either.
-    pub fn lowest_in_flight(&self) -> Option<u64> {
-        let calls = self.records.iter().filter_map(|record| {
+    pub fn calls_in_flight(&self, numbers: &mut Vec<u64>) {
+        numbers.clear();
+        numbers.extend(self.records.iter().filter_map(|record| {
             // Acquire: pairs with the Release of whoever hands the record on.
             let current = record.state.load(Ordering::Acquire);
             matches!(current & STATE, PUBLISHED | PARKED | COMMITTED).then_some(current >> STATE_BITS)
-        });
-        calls.min()
+        }));
+        numbers.sort_unstable();
     }
 
     /// Copies one record into the scratch buffer: first its head, then, when its length is plausible, the rest.
