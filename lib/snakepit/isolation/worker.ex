@@ -366,6 +366,10 @@ defmodule Snakepit.Isolation.Worker do
         details = Map.merge(details, %{message: "its functions are not those that it had before"})
         kill(%{state | failure: Error.new(:not_loaded, shared.id, nil, details)}, :failed)
 
+      {:error, {:too_many_atoms, details}} ->
+        failure = Error.new(:not_loaded, shared.id, nil, Map.put(details, :because, :atoms))
+        kill(%{state | failure: failure}, :failed)
+
       {:error, {_, details}} ->
         lied(state, details)
     end
