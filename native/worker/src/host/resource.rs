@@ -129,8 +129,15 @@ pub fn create(module: Term, name: Term, callbacks: Callbacks) -> Option<&'static
     Some(made)
 }
 
-/// The callbacks of a type become others'. Those before stay where they are: an object's may be running.
+/// Callbacks that others have taken over from. An object's may be running.
+static FORMER: Mutex<Vec<&'static Callbacks>> = Mutex::new(Vec::new());
+
+/// The callbacks of a type become others'.
 pub fn take_over(kind: &'static Type, callbacks: Callbacks) {
+    FORMER
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(kind.callbacks());
     // Release pairs with the Acquire of `callbacks`.
     kind.callbacks
         .store(Box::into_raw(Box::new(callbacks)), Ordering::Release);
