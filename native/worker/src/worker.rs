@@ -117,7 +117,7 @@ fn wait_for_load(vm: &Packets) -> Result<(Load, Process), Leave> {
         match vm.receive(&mut buffer) {
             Received::Packet { length, .. } => {
                 return match control::decode(&buffer[..length]) {
-                    Ok(ToWorker::Load(load)) => match load.process {
+                    Ok(ToWorker::Load(load)) => match load.process.clone() {
                         Some(process) => Ok((load, process)),
                         None => Err(Leave::With(exit::PROTOCOL)),
                     },
