@@ -93,6 +93,8 @@ defmodule Snakepit.Isolation do
     * `:sandbox` - must be `:none`: this version has no sandbox, and leaving the option out is `:not_loaded`. The library
       runs in a process of its own with all the rights of this one
     * `:load_info` - a term for the library's load callback, default 0
+    * `:with` - another library (or its name, or an isolated module) in whose processes this one is loaded, because they share state: pointers, objects, what is
+      global in C. See "Several libraries in one process" below
     * `:name` - an atom that the functions take in place of the library
     * `:workers` - processes, 1 to 64, default 1. A call goes to the least busy one
     * `:concurrency` - calls that one process executes at the same time, 1 to 64, default 1. More than one needs a
@@ -125,6 +127,16 @@ defmodule Snakepit.Isolation do
     * `:port_command` - `true` lets the library send to ports that it is given, default `false`
     * `:output` - the log level of what the library prints (default `:info`), or `:discard`
     * `:telemetry` - `false` leaves out the spans of calls
+
+  ## Several libraries in one process
+
+      {:ok, a} = Snakepit.Isolation.load("priv/a", workers: 2, sandbox: :none)
+      {:ok, b} = Snakepit.Isolation.load("priv/b", with: a, sandbox: :none)
+
+  `b` is loaded into every worker of `a`, and the options of the processes are those of `a`: besides `with:` only `load_info:`, `name:`, `timeout:`, `load_timeout:`,
+  `telemetry:` and the same `sandbox:` can be given. If a worker cannot load it, it stays nowhere. What crashes or hangs in one of them ends the
+  process of all; a worker that is started again loads all of them, in their order. Budgets (`max_atoms:`, `max_names:`, slots) are common. `unload/1` of one of them leaves the others;
+  with the last one the processes end. The others end with the first one if that stands in a supervision tree.
 
   A library that imports `enif_` functions which this version does not have is loaded; a warning names them, `info/1`
   lists them, and a call that uses one is `:not_implemented`.
@@ -275,6 +287,9 @@ defmodule Snakepit.Isolation do
 
   @doc """
   Ends a library of `load/2`: its workers are asked to end, and killed if they do not. Calls that run are `:not_loaded`.
+
+  When other libraries are in the same processes, these go on: nobody can call the library any more, calls that run are answered, and in each worker its unload
+  callback runs when they are over and no object of it is left that needs it. What can run at once has run when this returns.
   """
   @spec unload(library()) :: :ok | {:error, Error.t()}
   def unload(target) do
@@ -330,13 +345,21 @@ defmodule Snakepit.Isolation do
 
     * `:unsupported_module` - without a beam file or `debug_info`; of the runtime system, in a sticky directory, compiled for coverage; without a
       call of `erlang:load_nif/2`
-    * `:already_isolated`
+    * `:already_isolated` - and its file is still the same, or the options are others
     * `:in_use` - processes still run in a version of the module that was replaced earlier: `details.pids`
     * `:not_loaded` - the library, or the module's `on_load`, failed
     * `:invalid_option`
 
   Processes that run in the module's code at this moment go on in it, with the library in the VM, until they leave it.
-  Loading the module from its file again (`l/1`, a hot upgrade) ends the isolation: isolate it again afterwards.
+
+  ## New versions
+
+  When the module's file has changed, `isolate/2` with the same options loads the new version instead of `:code.load_file/1`. What happens to the library is what
+  happens in the VM: old and new code stand side by side, each with its library, in the same processes; the new library is loaded with its upgrade callback (without
+  one it is refused), takes over data and types of objects, and the old one's unload callback runs when the old code has been purged, which is noticed within a second.
+  Loading the module in any other way (`l/1`, a release's hot upgrade) ends the isolation; a module that is deleted and purged is no longer isolated.
+
+  `with:` puts the library into the processes of another one, also of another isolated module: `isolate(:b, with: :a, sandbox: :none)`.
   """
   @spec isolate(module(), keyword()) :: :ok | {:error, Error.t()}
   def isolate(module, options \\ []), do: DropIn.isolate(module, options)
@@ -526,13 +549,15 @@ defmodule Snakepit.Isolation do
 
   @doc """
   What there is to know of a library: `id`, `name`, `path`, `module`, `functions`, `nif_version`, `missing` (imported `enif_` functions
-  that this version does not have), `state` (`:ready`, `:degraded` if some of its workers are not, `:restarting`, `:failed`), `error` (why it
+  that this version does not have), `with` (ids of the other libraries in its processes), `state` (`:ready`, `:degraded` if some of its workers are not, `:restarting`, `:failed`), `error` (why it
   failed), `calls`, `in_flight`, `waiting` (for a slot), `atoms` (added to the VM), `warden` (its process), and for each of the `workers`:
 
     * `position`, `state` (`:starting`, `:loading`, `:ready`, `:ending`, `:waiting` for its restart, `:failed`), `os_pid`, `uptime` (ms)
     * `restarts`, `hung` (how often it was killed because of a deadline), `last_exit`
     * `calls` it has answered, `in_flight`, `executing`, `hung_calls` (that go on after their callers have given them up)
     * `heartbeat_age` (ms), `resident` (bytes), `objects` (of the library, alive in the worker): what the worker says itself
+
+  Of libraries in the same processes, `calls`, `in_flight`, `waiting`, `atoms` and the workers are those of all.
   """
   @spec info(library()) :: result(map())
   def info(target) do

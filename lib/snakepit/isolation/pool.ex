@@ -157,7 +157,7 @@ defmodule Snakepit.Isolation.Pool do
 
     entry = Library.entry(shared.table, 0)
 
-    if entry && length(rows) == shared.options.workers and Enum.all?(rows, & &1.loaded) do
+    if entry != nil and length(rows) == shared.options.workers and Enum.all?(rows, & &1.loaded) do
       loaded = entry.loaded || hd(rows).loaded
       library = Library.describe(shared, entry, loaded)
 

@@ -242,5 +242,8 @@ defmodule Snakepit.Isolation.Roster do
   defp removed(state, number, from, workers), do: put_in(state.removing[number], {from, workers})
 
   # Those that have a process; one that is started later looks for itself.
-  defp workers(%{table: table}), do: List.flatten(:ets.match(table, {{:native, :_}, :"$1"}))
+  # (One that was killed has left its row.)
+  defp workers(%{table: table}) do
+    for [pid] <- :ets.match(table, {{:native, :_}, :"$1"}), Process.alive?(pid), uniq: true, do: pid
+  end
 end

@@ -296,12 +296,10 @@ fn a_library_that_is_not_there_is_unloaded_at_once() {
 
 #[test]
 fn a_second_beginning_and_an_answer_to_nobody_are_faults() {
-    for message in [ToWorker::Proceed { library: 0 }] {
-        let warden = Warden::start();
-        let worker = serving(&warden);
-        worker.say(&message);
-        assert_eq!(warden.ended(&worker), Status::Exit(65));
-    }
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    worker.say(&ToWorker::Proceed { library: 0 });
+    assert_eq!(warden.ended(&worker), Status::Exit(65));
     let warden = Warden::start();
     let worker = serving(&warden);
     worker.ask_to_load(&fixture("tenant_b"), &int(0), 1);

@@ -238,8 +238,10 @@ defmodule Snakepit.Isolation.WithTest do
     assert {call!(a, :version), call!(b, :version)} == {1, 7}
     # The first one, and the Pool, which does not bring it back.
     assert :ok = Isolation.unload(a)
-    kill(Library.lookup(b.table, :pool))
-    eventually(fn -> is_pid(Library.lookup(b.table, :pool)) and call!(b, :version) == 7 end)
+    pool = Library.lookup(b.table, :pool)
+    kill(pool)
+    eventually(fn -> Library.lookup(b.table, :pool) not in [pool, nil] end)
+    assert call!(b, :version) == 7
     assert Isolation.list() == [b]
     c = beside!(b, :adder)
     assert {:ok, 3} = Isolation.call(c, :add, [1, 2])

@@ -12,6 +12,8 @@ defmodule Snakepit.Isolation.DropIn.Loader do
   @doc "`slot`: of the version whose code calls it."
   @spec load_nif(module(), atom(), term(), term()) :: answer()
   def load_nif(module, slot, path, load_info) do
+    await_code_changes(module)
+
     # It may be called by several processes at once, and only one of them loads.
     alone(module, fn ->
       DropIn.swept(module)
@@ -23,6 +25,10 @@ defmodule Snakepit.Isolation.DropIn.Loader do
       end
     end)
   end
+
+  # As in the VM, not while somebody changes code: what is there of the module, and what was purged, holds then. The VM has no function that
+  # only waits for that; to set no breakpoint in a function that there is not does no more.
+  defp await_code_changes(module), do: :erlang.trace_pattern({module, :"snakepit no function", 0}, false, [:local])
 
   @doc "While nobody loads the module's library."
   @spec alone(module(), (() -> result)) :: result when result: term()

@@ -11,7 +11,7 @@ use super::term::Term;
 use snakepit_wire::control::{LIBRARIES, function_place};
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, compiler_fence, fence};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +64,9 @@ pub struct Running(AtomicPtr<Library>);
 impl Running {
     /// A new executor's.
     pub fn register() -> &'static Self {
+        if barrier::register() {
+            BARRIERS.store(true, Ordering::Relaxed);
+        }
         let running: &'static Self = Box::leak(Box::default());
         EXECUTING.lock().unwrap_or_else(PoisonError::into_inner).push(running);
         running
@@ -74,15 +77,22 @@ impl Running {
     pub fn enter(&self, number: u32, arity: u32) -> Option<(Function, &'static Library)> {
         let (library, place) = function_place(number);
         let entry = &TABLE[library as usize % LIBRARIES];
-        let found = entry.load(Ordering::Relaxed);
-        // SeqCst, this and the next: pairs with `close`, which takes the library out of the table and then looks here. Either
-        // it sees the note, or this sees that the library is gone.
-        self.0.swap(found, Ordering::SeqCst);
-        if found.is_null() || entry.load(Ordering::SeqCst) != found {
+        // Acquire: pairs with the Release of `publish`.
+        let found = entry.load(Ordering::Acquire);
+        // Noted, then looked at again: pairs with `Library::withdraw` and `executed`, which take the library out of the table and
+        // then look here. Either they see the note, or this sees that the library is gone. Between the two stands a full barrier: one that
+        // `executed` has every thread run, so that calls need none; or, where the kernel has no such thing, this thread's.
+        self.0.store(found, Ordering::Relaxed);
+        if BARRIERS.load(Ordering::Relaxed) {
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
+        if found.is_null() || entry.load(Ordering::Relaxed) != found {
             self.leave();
             return None;
         }
-        // SAFETY: not null, and libraries are never freed. Acquire by SeqCst: pairs with the Release of `publish`.
+        // SAFETY: not null, and libraries are never freed.
         let found: &'static Library = unsafe { &*found };
         let function = (found.number == library)
             .then(|| found.functions.get(place as usize))
@@ -103,12 +113,41 @@ impl Running {
     }
 }
 
+/// Whether `executed` can have every thread of the process run a barrier. Set before the first executor runs anything.
+static BARRIERS: AtomicBool = AtomicBool::new(false);
+
+/// `membarrier(2)`: a barrier in all threads, at the cost of the one who asks.
+mod barrier {
+    const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+    const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+
+    fn membarrier(command: libc::c_int) -> bool {
+        // SAFETY: takes numbers only.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+    }
+
+    /// For the process, once or more often.
+    pub fn register() -> bool {
+        membarrier(REGISTER_PRIVATE_EXPEDITED)
+    }
+
+    pub fn run() -> bool {
+        membarrier(PRIVATE_EXPEDITED)
+    }
+}
+
+/// Whether an executor works on it. The library has been withdrawn.
 fn executed(library: *const Library) -> bool {
+    fence(Ordering::SeqCst);
+    if BARRIERS.load(Ordering::Relaxed) && !barrier::run() {
+        // Not to be known: then the library stays.
+        return true;
+    }
     let executing = EXECUTING.lock().unwrap_or_else(PoisonError::into_inner);
-    // SeqCst: pairs with `enter`, Acquire with `leave`.
+    // Acquire: pairs with `leave`.
     executing
         .iter()
-        .any(|running| ptr::eq(running.0.load(Ordering::SeqCst), library))
+        .any(|running| ptr::eq(running.0.load(Ordering::Acquire), library))
 }
 
 /// The library with this number, if it can be called.
@@ -213,7 +252,7 @@ impl Library {
     pub fn withdraw(&'static self) -> bool {
         let entry = &TABLE[self.number as usize % LIBRARIES];
         let this = ptr::from_ref(self).cast_mut();
-        // SeqCst: pairs with `enter`.
+        // SeqCst, like the fence of `executed`, which comes after it: pairs with `enter`.
         entry
             .compare_exchange(this, ptr::null_mut(), Ordering::SeqCst, Ordering::Relaxed)
             .is_ok()

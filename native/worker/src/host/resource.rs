@@ -178,13 +178,13 @@ fn known<T>(work: impl FnOnce(&mut Known) -> T) -> T {
     }))
 }
 
-/// Finds a type by module and name.
+/// Finds a type by module and name; also one that the callback which runs has just opened.
 pub fn find(module: Term, name: Term) -> Option<&'static Type> {
+    let named = |kind: &&'static Type| kind.module == module && kind.name == name;
     let types = TYPES.lock().unwrap_or_else(PoisonError::into_inner);
-    types
-        .iter()
-        .copied()
-        .find(|found| found.module == module && found.name == name)
+    let there = types.iter().copied().find(named);
+    drop(types);
+    there.or_else(|| opened().iter().map(|opened| opened.kind).find(named))
 }
 
 /// What a load or upgrade callback has opened so far. It counts when the callback has succeeded.
