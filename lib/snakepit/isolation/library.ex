@@ -24,6 +24,7 @@ defmodule Snakepit.Isolation.Library do
     spin: 10,
     timeout: 5_000,
     max_waiting: 10_000,
+    memory: :infinity,
     telemetry: false
   ]
 
@@ -38,6 +39,7 @@ defmodule Snakepit.Isolation.Library do
           spin: non_neg_integer(),
           timeout: timeout(),
           max_waiting: non_neg_integer(),
+          memory: pos_integer() | :infinity,
           telemetry: boolean()
         }
 

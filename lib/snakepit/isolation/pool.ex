@@ -236,6 +236,7 @@ defmodule Snakepit.Isolation.Pool do
       spin: options.spin,
       timeout: options.timeout,
       max_waiting: options.max_waiting,
+      memory: options.memory,
       telemetry: Telemetry.available?(options.telemetry)
     }
   end

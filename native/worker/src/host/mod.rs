@@ -16,6 +16,7 @@ mod hash;
 mod heap;
 mod held;
 mod known;
+mod lack;
 mod load;
 mod map;
 mod missing;
@@ -36,6 +37,7 @@ mod wire;
 mod zlib;
 
 pub use executor::{Call, Executor, Outcome, limits};
+pub use lack::{Allocator, when_memory_lacks};
 pub use load::{load, unload};
 pub use option::thread_unloads;
 pub use service::{Transport, answer, connect, hears, stop};
