@@ -248,7 +248,7 @@ defmodule Snakepit.Isolation do
     * `:invalid_option`
 
   Processes that run in the module's code at this moment go on in it, with the library in the VM, until they leave it.
-  Loading the module from its file again (`l/1`, a hot upgrade) ends the isolation: isolate it again afterwards.
+  Loading the module from its file again (`l/1`, a hot upgrade, coverage) ends the isolation: isolate it again afterwards.
   """
   @spec isolate(module(), keyword()) :: :ok | {:error, Error.t()}
   def isolate(module, options \\ []), do: DropIn.isolate(module, options)
