@@ -1,5 +1,6 @@
 defmodule Demo.Isolated do
-  # Part two: Debian's jiffy, unchanged, in a process of its own; that process is shot in the middle of a call.
+  # Part two: Debian's jiffy, in use in this VM, unchanged; one line puts its library into a process of its own, which is
+  # then shot in the middle of a call.
 
   import Demo.Tell
 
@@ -7,8 +8,8 @@ defmodule Demo.Isolated do
   alias Snakepit.Isolation
   alias Snakepit.Isolation.Error
 
-  @library {:jiffy, "priv/jiffy"}
   @decode [:return_maps]
+  @no_json "[1, 2, oops]"
   @checked 5
   # So that a call is long enough to be shot in the middle of.
   @times 16
@@ -17,82 +18,97 @@ defmodule Demo.Isolated do
   def main do
     heading("snakepit_shm: somebody's native library in a process of its own")
     before = leftovers()
-    lib = load()
     document = Json.document()
-    languages = convert(lib, document)
-    for signal <- [:SIGKILL, :SIGSEGV], do: shoot(lib, document, languages, signal)
-    nothing_left(lib, before)
+    {term, raises} = in_the_vm(document)
+    isolate()
+    convert(document, term, raises)
+    for signal <- [:SIGKILL, :SIGSEGV], do: shoot(document, term, signal)
+    nothing_left(before)
   end
 
-  # ── Somebody's library ────────────────────────────────────────────────────────────────────────────────────────
+  # ── Somebody's module ─────────────────────────────────────────────────────────────────────────────────────────
 
-  defp load do
-    title("jiffy is loaded into another process")
+  defp in_the_vm(document) do
+    title("jiffy as everybody has it")
     say("library", Application.app_dir(:jiffy, "priv/jiffy") <> ".so, as Debian has it")
-
-    # Its sandbox is a chapter of its own: `sandbox: :none` says that this one has none.
-    {took, {:ok, lib}} = timed(fn -> Isolation.load(@library, sandbox: :none, workers: 1) end)
-    {:ok, about} = Isolation.info(lib)
-    say("load", "#{Text.time(took)}: process #{os_pid(lib)} is started and has loaded it")
-    say("functions", Enum.map_join(about.functions, ", ", fn {name, arity} -> "#{name}/#{arity}" end))
-    check(not mapped?(), "jiffy.so is mapped into the VM.")
-    say("the VM", "process #{System.pid()}; jiffy.so is not in its memory")
-    lib
-  end
-
-  defp convert(lib, document) do
-    title("A real JSON document through it")
     say("document", "the languages of the world, ISO 639-3 (from pycountry): #{Text.bytes(byte_size(document))}")
 
-    {took, {:ok, term}} = timed(fn -> Isolation.call(lib, :nif_decode_init, [document, @decode]) end)
-    languages = term["639-3"]
-    rate = Text.rate(byte_size(document), took)
-    say("decode", "#{Text.time(took)}, #{rate}: #{Text.count(length(languages))} languages as Elixir maps")
+    {took, term} = timed(fn -> :jiffy.decode(document, @decode) end)
+    languages = Text.count(length(term["639-3"]))
+    say("decode", "#{Text.time(took)}, #{Text.rate(byte_size(document), took)}: #{languages} languages as Elixir maps")
 
-    {took, {:ok, reversed}} = timed(fn -> Isolation.call(lib, :nif_encode_init, [term, []]) end)
-    text = reversed |> List.wrap() |> Enum.reverse() |> IO.iodata_to_binary()
+    check(mapped?(System.pid()), "jiffy.so is not mapped into the VM.")
+    say("the VM", "process #{System.pid()}; jiffy.so is in its memory, and a crash in it would be the VM's")
+    {term, raised(@no_json)}
+  end
+
+  defp isolate do
+    title("One line: Snakepit.Isolation.isolate(:jiffy, sandbox: :none)")
+    # Its sandbox is a chapter of its own: `sandbox: :none` says that this one has none.
+    {took, :ok} = timed(fn -> Isolation.isolate(:jiffy, sandbox: :none) end)
+    # The VM keeps it as long as objects of it have not been collected.
+    :erlang.garbage_collect()
+    await("jiffy.so in the VM's memory", fn -> not mapped?(System.pid()) end)
+    check(mapped?(os_pid()), "jiffy.so is not mapped into process #{os_pid()}.")
+    say("isolate", "#{Text.time(took)}: the module is rewritten, process #{os_pid()} has loaded the library")
+    {:ok, about} = Isolation.info(:jiffy)
+    say("functions", Enum.map_join(about.functions, ", ", fn {name, arity} -> "#{name}/#{arity}" end))
+
+    say(
+      "the VM",
+      "jiffy.so is no longer in its memory (/proc/#{System.pid()}/maps), but in that of process #{os_pid()}"
+    )
+  end
+
+  defp convert(document, term, raises) do
+    title("It works as before")
+    {took, again} = timed(fn -> :jiffy.decode(document, @decode) end)
+    check(again == term, "What is decoded is not what it was in the VM.")
+    say("decode", "#{Text.time(took)}, #{Text.rate(byte_size(document), took)}: the same")
+
+    {took, text} = timed(fn -> term |> :jiffy.encode() |> IO.iodata_to_binary() end)
     say("encode", "#{Text.time(took)}, #{Text.rate(byte_size(text), took)}: #{Text.bytes(byte_size(text))}")
+    check(:jiffy.decode(text, @decode) == term, "What was encoded and decoded again is not what it was.")
 
-    {:ok, again} = Isolation.call(lib, :nif_decode_init, [text, @decode])
-    check(again == term, "What was encoded and decoded again is not what it was.")
-
+    languages = term["639-3"]
     step = div(length(languages) - 1, @checked - 1)
     indices = for i <- 0..(@checked - 1), do: i * step
     python = Json.python(indices)
     names = for index <- indices, do: languages |> Enum.at(index) |> Map.fetch!("name")
     check(python == %{count: length(languages), names: names}, "Python's decoder does not find the same.")
     say("checked", "decoded again it is the same; Python's decoder finds as many, and #{Enum.join(names, ", ")}")
-    languages
+
+    {exception, function} = raised(@no_json)
+    check({exception, function} == raises, "It raises #{inspect(exception)}, in #{function}.")
+    say("raises", "#{inspect(exception)} in #{function} for #{@no_json}, as in the VM")
   end
 
   # ── Shot ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  defp shoot(lib, document, languages, signal) do
+  defp shoot(document, term, signal) do
     title("Its process gets a #{signal} in the middle of a call")
     vm = System.pid()
-    shot = os_pid(lib)
+    shot = os_pid()
     large = IO.iodata_to_binary(["[", Enum.intersperse(List.duplicate(document, @times), ","), "]"])
     say("document", "#{Text.bytes(byte_size(large))}, the same #{@times} times: process #{shot} is at work on it")
 
-    call = Task.async(fn -> {Isolation.call(lib, :nif_decode_init, [large, @decode]), now()} end)
+    call = Task.async(fn -> {raised(large), now()} end)
     # One that had not begun would be executed by the next process.
-    await("a call that has not begun", fn -> match?({:ok, %{workers: [%{executing: 1}]}}, Isolation.info(lib)) end)
+    await("a call that has not begun", fn -> match?({:ok, %{workers: [%{executing: 1}]}}, Isolation.info(:jiffy)) end)
     check(Task.yield(call, @into_the_call) == nil, "The call was over before it could be shot.")
     "SIG" <> name = to_string(signal)
     start = now()
     {_, 0} = System.cmd("kill", ["-#{name}", "#{shot}"])
-    {result, told} = Task.await(call)
+    {{error, function}, told} = Task.await(call)
 
-    check(match?({:error, %Error{reason: :crashed}}, result), "The call's answer is #{inspect(result, limit: 3)}.")
-    {:error, error} = result
-    check(error.signal == signal, "The error has the signal #{inspect(error.signal)}.")
+    check(match?(%Error{reason: :crashed, signal: ^signal}, error), "The caller gets #{inspect(error, limit: 3)}.")
     say("kill", "after #{@into_the_call} ms; #{Text.time(told - start)} later, the command's own time included:")
-    say("error", inspect(error.reason) <> ", " <> Exception.message(error))
+    say("raised", "Snakepit.Isolation.Error, #{inspect(error.reason)}, in #{function}")
+    say("", Exception.message(error))
 
-    {:ok, term} = Isolation.call(lib, :nif_decode_init, [document, @decode])
+    check(:jiffy.decode(document, @decode) == term, "The next call's answer is another one.")
     served = now()
-    check(term["639-3"] == languages, "The next call's answer is another one.")
-    next = os_pid(lib)
+    next = os_pid()
     check(next != shot, "Process #{shot} is still there.")
     say("next call", "answered as before, #{Text.time(served - told)} after the error, by process #{next}")
 
@@ -100,13 +116,24 @@ defmodule Demo.Isolated do
     say("the VM", "still process #{vm}, up for #{Text.time(uptime())}")
   end
 
+  # What a call raises, and in which function.
+  defp raised(document) do
+    :jiffy.decode(document, @decode)
+  catch
+    :error, exception ->
+      [{module, function, arguments, _} | _] = __STACKTRACE__
+      arity = if is_list(arguments), do: length(arguments), else: arguments
+      {exception, "#{inspect(module)}.#{function}/#{arity}"}
+  end
+
   # ── Nothing is left ───────────────────────────────────────────────────────────────────────────────────────────
 
-  defp nothing_left(lib, before) do
+  defp nothing_left(before) do
     title("Nothing is left behind")
-    last = os_pid(lib)
-    {took, :ok} = timed(fn -> Isolation.unload(lib) end)
-    say("unload", Text.time(took))
+    last = os_pid()
+    {took, :ok} = timed(fn -> Isolation.restore(:jiffy) end)
+    check(mapped?(System.pid()), "jiffy.so is not back in the VM.")
+    say("restore", "#{Text.time(took)}: jiffy is as it was, its library in the VM again")
     await("process #{last}", fn -> not os_process?(last) end)
     :erlang.garbage_collect()
     await("what the demo has made", fn -> leftovers() == before end, fn -> inspect(leftovers()) end)
@@ -120,13 +147,13 @@ defmodule Demo.Isolated do
 
   # ── Processes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-  defp os_pid(lib) do
-    {:ok, %{workers: [%{os_pid: os_pid}]}} = Isolation.info(lib)
+  defp os_pid do
+    {:ok, %{workers: [%{os_pid: os_pid}]}} = Isolation.info(:jiffy)
     os_pid
   end
 
   defp os_process?(os_pid), do: File.exists?("/proc/#{os_pid}")
-  defp mapped?, do: File.read!("/proc/#{System.pid()}/maps") =~ "/jiffy.so"
+  defp mapped?(os_pid), do: File.read!("/proc/#{os_pid}/maps") =~ "/jiffy.so"
 
   defp uptime do
     {milliseconds, _} = :erlang.statistics(:wall_clock)

@@ -29,11 +29,48 @@ defmodule Snakepit.Isolation do
   `{:error, %Snakepit.Isolation.Error{}}` with a `reason` to match on and a message that says what to do;
   `call!/4` raises it.
 
-  `lib/snakepit/isolation/README.md` tells how it works. `isolate/2` does the same for a module that somebody else wrote, without a
-  change in what calls it; `Snakepit.Isolation.Module` for one of one's own.
+  ## Modules of others
+
+  `isolate/2` does the same for a module that somebody else wrote, without a change in what calls it; `Snakepit.Isolation.Module` for one
+  of one's own. The configuration does it for several when
+  the application starts, in the order of the list:
+
+      config :snakepit_shm, isolate: [jiffy: [workers: 2, sandbox: :none], "Elixir.MyApp.Native": [sandbox: :none]]
+
+  The options are those of `isolate/2`; `false` in their place leaves a module in the VM, which is how one environment says it where the list is that of
+  another (configurations are merged). Under `mix test --cover` that is what the project's own modules need: their code is not that of their files.
+
+  **It fails closed.** A bad list, or a module that cannot be isolated, stops the start of `:snakepit_shm`, with the module, the reason and what to do in the
+  error; a release then ends. Modules that were isolated until then stay so, and their functions raise. To go on without, use `isolate/2` and decide
+  yourself. When the application is stopped, the functions raise `:not_loaded`, until it is started again.
+
+  **Before the start** a module is what it is. Applications that depend on `:snakepit_shm` are started after it. Others that call the module may come
+  before: list `:snakepit_shm` first in `extra_applications`, for a release `applications: [snakepit_shm: :permanent]`. What was loaded earlier is isolated
+  nevertheless and the library leaves the VM, as soon as the VM has collected its objects; the log says so (Mix, when it compiles, looks
+  into modules too). If processes still run in the module's code, the start is stopped (`:in_use`).
+
+  **Releases** load all modules, and with them all libraries, before any application is started, and have no `debug_info`. They need a step of
+  `mix release`: `Snakepit.Isolation.Release`.
+
+  `lib/snakepit/isolation/README.md` tells how it works.
   """
 
-  alias Snakepit.Isolation.{Async, Batch, Call, Directory, DropIn, Error, Library, Options, Pool, Telemetry, Warden}
+  alias Snakepit.Isolation.{
+    Async,
+    Batch,
+    Call,
+    Check,
+    Directory,
+    DropIn,
+    Error,
+    Library,
+    Options,
+    Pool,
+    Roster,
+    Telemetry,
+    Warden
+  }
+
   alias Snakepit.Native
 
   @typedoc "What `load/2` gave, a name, or an isolated module."
@@ -99,15 +136,45 @@ defmodule Snakepit.Isolation do
   """
   @spec load(Path.t() | charlist() | {Application.app(), Path.t()}, keyword()) :: result(Library.t())
   def load(path, options \\ []) do
-    with {:ok, options} <- Options.load(path, options),
-         :ok <- ready(options) do
+    with {:ok, options} <- Options.load(path, options), do: load_checked(options)
+  end
+
+  @doc false
+  # `old`: whose successor it is, in its process.
+  @spec load_checked(Options.t(), Library.t() | nil) :: result(Library.t())
+  def load_checked(options, old \\ nil) do
+    with {:ok, host} <- host(options, old),
+         :ok <- ready(options, old) do
       id = options.name || new_id(options.path)
-      if Telemetry.available?(options.telemetry), do: spanned(id, options), else: load_on_demand(id, options)
+      load = fn -> if host, do: load_beside(host, id, options, old), else: load_on_demand(id, options) end
+
+      if Telemetry.available?(options.telemetry),
+        do: Telemetry.span(:load, %{library: id, function: nil}, load),
+        else: load.()
     end
   end
 
-  defp spanned(id, options),
-    do: Telemetry.span(:load, %{library: id, function: nil}, fn -> load_on_demand(id, options) end)
+  defp host(%{with: nil}, old), do: {:ok, old}
+  defp host(%{with: _}, %Library{} = old), do: {:ok, old}
+
+  defp host(%{with: other, sandbox: sandbox}, nil) do
+    with {:ok, host} <- resolve(other) do
+      case Library.entry(host.table, host.number) do
+        nil ->
+          unknown(other)
+
+        %{options: %{sandbox: ^sandbox}} ->
+          {:ok, host}
+
+        %{options: options} ->
+          Error.invalid(:sandbox, "that of the other library, #{inspect(options.sandbox)}", sandbox)
+      end
+    end
+  end
+
+  defp load_beside(host, id, options, old) do
+    with :gone <- Roster.add(host, id, options, old), do: unknown(host)
+  end
 
   defp load_on_demand(id, options) do
     start = {Library, :start_link, [{id, options, :on_demand}]}
@@ -158,6 +225,13 @@ defmodule Snakepit.Isolation do
   def start_link(options) do
     with {:ok, path, options} <- split_path(options),
          {:ok, options} <- Options.load(path, options),
+         :ok <-
+           expect(
+             options.with == nil,
+             :with,
+             "nothing (in a supervision tree it has processes of its own)",
+             options.with
+           ),
          :ok <- ready(options) do
       id = options.name || new_id(options.path)
 
@@ -175,7 +249,7 @@ defmodule Snakepit.Isolation do
   end
 
   # What can be said before a process is started.
-  defp ready(options) do
+  defp ready(options, old \\ nil) do
     name = Path.basename(options.path)
 
     cond do
@@ -191,7 +265,7 @@ defmodule Snakepit.Isolation do
         ending? = String.ends_with?(options.path, ".so") and File.exists?(options.path)
         {:error, Error.new(:not_loaded, name, nil, %{because: :no_file, path: options.path, with_ending: ending?})}
 
-      options.name != nil and match?({:ok, _, _}, Directory.fetch(options.name)) ->
+      options.name != nil and old == nil and match?({:ok, _, _}, Directory.fetch(options.name)) ->
         {:error, Error.new(:not_loaded, options.name, nil, %{because: :name_taken, name: options.name})}
 
       true ->
@@ -210,9 +284,28 @@ defmodule Snakepit.Isolation do
   @spec unload(library()) :: :ok | {:error, Error.t()}
   def unload(target) do
     with {:ok, %Library{id: id}} <- resolve(target),
-         {:ok, library, supervisor} <- running(id, target),
+         {:ok, library, _supervisor} <- running(id, target),
+         do: library |> unload_one() |> unloaded(target)
+  end
+
+  defp unloaded(:supervised, target),
+    do: Error.invalid(:library, "one of load/2 (this one stands in a supervision tree: end it there)", target)
+
+  defp unloaded(:gone, target), do: unknown(target)
+  defp unloaded(:ok, _target), do: :ok
+
+  @doc false
+  # This very one, also if another one has its id by now.
+  @spec unload_one(Library.t()) :: :ok | :supervised | :gone
+  def unload_one(%Library{table: table} = library) do
+    with :last <- Roster.remove(library),
+         supervisor when is_pid(supervisor) <- Library.lookup(table, :supervisor),
          {:error, :not_found} <- Snakepit.Isolation.Supervisor.stop_library(supervisor) do
-      Error.invalid(:library, "one of load/2 (this one stands in a supervision tree: end it there)", library)
+      # Somebody has been faster, or it is not ours.
+      if Process.alive?(supervisor), do: :supervised, else: :ok
+    else
+      nil -> :ok
+      answer -> answer
     end
   end
 
@@ -262,6 +355,20 @@ defmodule Snakepit.Isolation do
   @spec restore(module()) :: :ok | {:error, Error.t()}
   def restore(module) when is_atom(module), do: DropIn.restore(module)
   def restore(other), do: Error.invalid(:module, "a module", other)
+
+  @doc """
+  Says whether a library (its path, with or without `.so`, or `{application, path}`) or a module can be isolated, and what will be different
+  then, without running any of it: `verdict`, and all else of `Snakepit.Isolation.Check`.
+
+      {:ok, %{verdict: :yes, nif_version: "2.16"}} = Snakepit.Isolation.check(:jiffy)
+
+  The file is read by a process of its own, which takes some 10 ms. Neither the application nor the native library has to be started.
+  `load: [sandbox: :none]` (options of `load/2`) also loads the library in a worker, which does run it.
+
+  An error is that there is no such file or module; of a file that is no library, or a damaged one, the verdict is `:no`.
+  """
+  @spec check(module() | Path.t() | {Application.app(), Path.t()}, keyword()) :: result(Check.t())
+  def check(target, options \\ []), do: Check.check(target, options)
 
   # ── Calling ───────────────────────────────────────────────────────────────────────────────────────────────────
 

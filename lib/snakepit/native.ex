@@ -81,14 +81,22 @@ defmodule Snakepit.Native do
 
   @type worker_message ::
           {:hello, os_pid :: pos_integer()}
-          | {:loaded,
+          | {:opened | :loaded,
              %{
+               library: library_number(),
                module: binary(),
                functions: [{name :: binary(), arity :: non_neg_integer(), flags :: non_neg_integer()}],
                nif_version: {non_neg_integer(), non_neg_integer()},
                missing: [binary()]
              }}
-          | {:failed, %{stage: atom(), code: integer(), message: binary()}}
+          | {:failed, load_failure()}
+          | {:not_loaded, library_number(), load_failure()}
+          | {:unloaded, library_number()}
+
+  @typedoc "By which number a worker knows a library: below 2^20, one library's only, and those alive together differ in their remainders by 256."
+  @type library_number :: non_neg_integer()
+
+  @type load_failure :: %{stage: atom(), code: integer(), message: binary()}
 
   @typedoc """
   What `worker_new/1` needs. `slots` is a power of two. `spin_us` is how long the worker spins after a call; `names` how many
@@ -403,7 +411,10 @@ defmodule Snakepit.Native do
   @spec warden_close(warden()) :: :ok
   def warden_close(_warden), do: nif()
 
-  @doc "The ring, control socket, bells and output pipe of a worker to be; no process yet."
+  @doc """
+  The ring, control socket, bells and output pipe of a worker to be; no process yet. When the VM has collected objects of it, and `worker_flush/1` is to
+  be called, the caller gets `{:releases, number}`, once until it does.
+  """
   @spec worker_new(worker_spec()) :: {:ok, worker()} | failure()
   def worker_new(_spec), do: nif()
 
@@ -419,11 +430,27 @@ defmodule Snakepit.Native do
   def worker_receive(_worker), do: nif()
 
   @doc """
-  Has the worker load the library. `path` as `:erlang.load_nif/2` takes it, without ".so". Answered by `{:loaded, _}`
-  or `{:failed, _}` on the control socket. `:unsupported` when `load_info` cannot cross, `:too_large` past the limits.
+  Has the worker load a library: its number, the one that it replaces (whose data its upgrade callback gets) or nil, and whether the
+  worker asks first (`{:opened, _}`, to be answered by `worker_proceed/2` or `worker_unload/2`). `path` as `:erlang.load_nif/2` takes it, without ".so".
+
+  Answered on the control socket by `{:loaded, _}`, or `{:failed, _}` by the first library and `{:not_loaded, _, _}` by a further one. `:unsupported` when
+  `load_info` cannot cross, `:too_large` past the limits.
   """
-  @spec worker_load(worker(), path :: binary(), load_info :: term()) :: :ok | failure()
-  def worker_load(_worker, _path, _load_info), do: nif()
+  @spec worker_load(
+          worker(),
+          {library_number(), replaces :: library_number() | nil, asks :: boolean()},
+          path :: binary(),
+          load_info :: term()
+        ) :: :ok | failure()
+  def worker_load(_worker, _library, _path, _load_info), do: nif()
+
+  @doc "The library that the worker has told to be open is wanted."
+  @spec worker_proceed(worker(), library_number()) :: :ok | failure()
+  def worker_proceed(_worker, _library), do: nif()
+
+  @doc "It is not; or one that is loaded is no longer. Answered by `{:unloaded, _}` when none of its calls runs any more."
+  @spec worker_unload(worker(), library_number()) :: :ok | failure()
+  def worker_unload(_worker, _library), do: nif()
 
   @doc "What the worker wrote to its standard output and error: 64 KiB at most."
   @spec worker_output(worker()) :: {:ok, binary()} | :again | :closed
@@ -498,7 +525,20 @@ defmodule Snakepit.Native do
   @spec pool_put(pool(), position :: non_neg_integer(), worker()) :: :ok | failure()
   def pool_put(_pool, _position, _worker), do: nif()
 
+  @doc "A pool with the same workers, for the library that they know by this number."
+  @spec pool_beside(pool(), library_number()) :: {:ok, pool()}
+  def pool_beside(_pool, _library), do: nif()
+
+  @doc "Notes the functions that the worker has reported for the pool's library, or compares them with those noted before: `:mismatch`."
+  @spec pool_learn(pool(), worker()) :: :ok | failure()
+  def pool_learn(_pool, _worker), do: nif()
+
+  @doc "Nobody calls this pool's library any more: `:no_worker`. Others with the same workers go on."
+  @spec pool_close(pool()) :: :ok
+  def pool_close(_pool), do: nif()
+
   @doc "Takes a worker out of service: no new calls go to it."
+
   @spec pool_take(pool(), position :: non_neg_integer()) :: :ok
   def pool_take(_pool, _position), do: nif()
 

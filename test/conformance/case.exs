@@ -21,9 +21,15 @@ defmodule :conformance do
   def load_binary(module, file, beam), do: load(module, file, beam)
   def load_module(module, beam), do: load(module, ~c"conformance", beam)
 
-  # Replacing a module's code has purged what nobody ran in. Who is still in a call, which takes longer than in the VM, is not
-  # killed for it.
-  def purge_module(module), do: purge(module, 100)
+  # Who is still in a call, which takes longer than in the VM, is not killed for it. Nobody waits here until the purge is noticed.
+  def purge_module(module), do: swept(module, purge(module, 100))
+  def purge(module), do: swept(module, :code.purge(module))
+  def soft_purge(module), do: swept(module, :code.soft_purge(module))
+
+  defp swept(module, result) do
+    DropIn.sweep(module)
+    result
+  end
 
   defp purge(module, times) do
     cond do
@@ -39,14 +45,21 @@ defmodule :conformance do
   end
 
   defp load(module, file, beam) do
-    case DropIn.isolate_beam(module, to_charlist(file), beam, options()) do
-      :ok -> {:module, module}
+    # In the process of the suite's own library: they pass pointers to each other.
+    case DropIn.isolate_beam(module, to_charlist(file), beam, sandbox: :none, with: :nif_SUITE) do
+      :ok -> isolated(module) && {:module, module}
       {:error, error} -> {:error, error}
     end
   end
 
   # What a library in the VM may do without being asked.
   def options, do: [sandbox: :none, output: :discard, whereis: :all, port_command: true]
+
+  # An isolated library does not taint the VM. The suite asks for that to know whether a module has ever loaded one.
+  def system_info(:taints), do: :persistent_term.get(:conformance, []) ++ :erlang.system_info(:taints)
+  def system_info(key), do: :erlang.system_info(key)
+
+  def isolated(module), do: :persistent_term.put(:conformance, [module | :persistent_term.get(:conformance, [])])
 
   # The suite waits for what the VM does later, such as the destructors of objects. So does the worker: it is told what was
   # collected, and has had a call's time for it when it has nothing to release any more.
@@ -94,7 +107,10 @@ defmodule Conformance.Case do
     Logger.configure(level: :error)
     {:ok, _} = Application.ensure_all_started(:snakepit_shm)
     preload([:kernel, :stdlib, :compiler, :elixir, :snakepit_shm])
-    with {:error, error} <- Snakepit.Isolation.isolate(:nif_SUITE, :conformance.options()), do: {:failed, error}
+
+    with {:error, error} <- Snakepit.Isolation.isolate(:nif_SUITE, :conformance.options()),
+         do: {:failed, error},
+         else: (:ok -> :conformance.isolated(:nif_SUITE))
   end
 
   defp preload(applications) do

@@ -85,6 +85,9 @@ defmodule Conformance.Suite do
       {:compile, :file, 2} -> redirected(anno, at, :compile_file, arguments)
       {:erts_debug, :set_internal_state, 2} -> redirected(anno, at, :set_internal_state, arguments)
       {:erlang, :purge_module, 1} -> redirected(anno, at, :purge_module, arguments)
+      {:erlang, :system_info, 1} -> redirected(anno, at, :system_info, arguments)
+      {:code, :purge, 1} -> redirected(anno, at, :purge, arguments)
+      {:code, :soft_purge, 1} -> redirected(anno, at, :soft_purge, arguments)
       _ -> call |> Tuple.to_list() |> redirect() |> List.to_tuple()
     end
   end

@@ -46,6 +46,24 @@ defmodule Snakepit.DropInFixture do
     {module, directory}
   end
 
+  @doc "The Erlang module of which there are versions, not yet loaded; and `tenant_version/3` for the next ones."
+  def tenant(library, defines) do
+    directory = directory()
+    tenant_version(directory, library, [{:CODE, 1} | defines])
+    {ready(:snakepit_tenant_a, directory), directory}
+  end
+
+  @doc "Puts another version into the directory; it is to find this library. Loads nothing."
+  def tenant_version(directory, library, defines, load_info \\ 0) do
+    settings(:snakepit_tenant_a, path: NativeFixture.path(library), load_info: load_info)
+
+    compile(
+      directory,
+      "snakepit_tenant_a",
+      Enum.map(defines, fn {name, value} -> {:d, name, value} end) ++ [:debug_info]
+    )
+  end
+
   @doc "What the module finds when it loads its library: `path:`, `load_info:`, `lax:`."
   def settings(module, settings) do
     key = {module, :settings}

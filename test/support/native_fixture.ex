@@ -13,6 +13,7 @@ defmodule Snakepit.NativeFixture do
   The path of a library: the name of a file in fixtures/isolation, or one of
 
     * `:rustler_0_29` and the others of `rustlers/0`: one library with several versions of Rustler
+    * `:espresso`: a minimizer of logic in C, behind Rustler
     * `:not_a_library`: a text file
     * `:wrong_architecture`: a library for another kind of processor
     * `:truncated`: the first page of a library
@@ -50,8 +51,9 @@ defmodule Snakepit.NativeFixture do
 
   @doc "The functions in the table of a library, by its source."
   @spec functions(atom()) :: [{atom(), arity()}]
-  def functions(name) when name in @rustlers do
-    source = File.read!(Path.join(@fixtures, "rustler_fixture/src/functions.rs"))
+  def functions(name) when name in @rustlers or name == :espresso do
+    source = if name == :espresso, do: "espresso/src/lib.rs", else: "rustler_fixture/src/functions.rs"
+    source = File.read!(Path.join(@fixtures, source))
 
     for [_, function, parameters] <- Regex.scan(~r/#\[rustler::nif.*\]\nfn (\w+)[^(]*\(([^)]*)\)/, source) do
       # `env` is not an argument; commas inside <> do not separate.
@@ -122,13 +124,11 @@ defmodule Snakepit.NativeFixture do
 
   defp make(name, made) when name in @rustlers do
     "rustler_" <> version = Atom.to_string(name)
-    crate = Path.join([@fixtures, "rustler_fixture", String.replace(version, "_", ".")])
-    # In the project's own build directory: what crates.io gave is not built again in each run.
-    target = Path.join([Path.expand("../..", __DIR__), "_build", "rustler_fixture"])
-    arguments = ["build", "--release", "--locked", "--quiet"]
-    run!("cargo", arguments, cd: crate, env: [{"CARGO_TARGET_DIR", target}, {"RUSTFLAGS", nil}])
-    put(made, File.read!(Path.join(target, "release/lib#{name}.so")))
+    crate = Path.join("rustler_fixture", String.replace(version, "_", "."))
+    put(made, cargo(crate, "rustler_fixture", "lib#{name}.so"))
   end
+
+  defp make(:espresso, made), do: put(made, cargo("espresso", "espresso_fixture", "libsnakepit_espresso.so"))
 
   defp make(name, made) do
     source = source(name)
@@ -138,6 +138,15 @@ defmodule Snakepit.NativeFixture do
     File.mkdir_p!(directory())
     run!(compiler, flags ++ @flags ++ ["-I", include, "-o", unfinished, source], [])
     File.rename!(unfinished, made <> ".so")
+  end
+
+  # In the project's own build directory: what crates.io gave is not built again in each run.
+  defp cargo(crate, target, library) do
+    target = Path.join([Path.expand("../..", __DIR__), "_build", target])
+    arguments = ["build", "--release", "--locked", "--quiet"]
+    environment = [{"CARGO_TARGET_DIR", target}, {"RUSTFLAGS", nil}]
+    run!("cargo", arguments, cd: Path.join(@fixtures, crate), env: environment)
+    File.read!(Path.join([target, "release", library]))
   end
 
   defp cc(variable, default), do: System.get_env(variable, default)

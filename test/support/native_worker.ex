@@ -58,7 +58,7 @@ defmodule Snakepit.NativeWorker do
   @spec serve(Native.pool(), non_neg_integer(), Native.warden(), atom(), map()) :: Native.worker()
   def serve(pool, position, warden, fixture, overrides \\ %{}) do
     {worker, _} = worker(warden, position + 1, overrides)
-    assert :ok = Native.worker_load(worker, NativeFixture.path(fixture), 0)
+    assert :ok = Native.worker_load(worker, {0, nil, false}, NativeFixture.path(fixture), 0)
     assert {:loaded, %{}} = said(worker)
     assert :ok = Native.pool_put(pool, position, worker)
     listener = spawn(fn -> listen(worker) end)

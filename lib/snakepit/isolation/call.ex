@@ -160,7 +160,7 @@ defmodule Snakepit.Isolation.Call do
   @spec await_worker(Library.t(), integer() | :infinity) ::
           :ready | :timeout | {:moved, Library.t()} | {:error, Error.t()}
   def await_worker(library, deadline) do
-    with :gone <- Pool.await(library, left(deadline)) do
+    with :gone <- if(Library.entry(library.table, library.number), do: Pool.await(library, left(deadline)), else: :gone) do
       # Its supervisor may have started it again: then another one has its name.
       case Directory.fetch(library.id) do
         {:ok, %{native: native} = successor, _} when native != library.native -> {:moved, successor}

@@ -60,6 +60,13 @@ defmodule Snakepit.Isolation.Directory do
     ArgumentError -> :ok
   end
 
+  @doc "Takes out this library, unless another one has its id by now."
+  @spec remove(Library.t()) :: :ok
+  def remove(%Library{id: id, native: native}) do
+    with {:ok, %{native: ^native}, supervisor} <- fetch(id), do: delete(%{id: id}, supervisor)
+    :ok
+  end
+
   @spec fetch(term()) :: {:ok, Library.t(), pid()} | :error
   def fetch(id) do
     case :ets.lookup(__MODULE__, id) do

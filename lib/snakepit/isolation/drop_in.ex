@@ -3,13 +3,16 @@ defmodule Snakepit.Isolation.DropIn do
   # Somebody else's module, its library isolated: the module is rewritten (`DropIn.Rewriter`), its code replaced
   # (`DropIn.Code`), and its own code, often on_load, then loads the library through `DropIn.Loader`.
   #
-  # Two persistent terms for each module. What is known of it, under {DropIn, module}: it outlives the application, since the
-  # module's code does, so that it can be restored at any time. And its slot, which the gates of its functions read:
-  # {library, false, true, ...}, one element for each function that may be a NIF.
+  # Persistent terms for each module. What is known of it, under {DropIn, module}: it outlives the application, since the
+  # module's code does, so that it can be restored at any time. And a slot for each version of its code that is there, which the gates
+  # of its functions read: {library, false, true, ...}, one element for each function that may be a NIF.
+  #
+  # A new version of an isolated module finds its predecessor as in the VM: both stand side by side, in the same processes, the new
+  # library is loaded as the old one's upgrade, and the old one goes when the old code is purged (`sweep/1`).
 
   alias Snakepit.Isolation
   alias Snakepit.Isolation.{DropIn, Error, Library, Options}
-  alias Snakepit.Isolation.DropIn.{Rewriter, Source}
+  alias Snakepit.Isolation.DropIn.{Rewriter, Source, Sweeper}
 
   @type state :: %{
           module: module(),
@@ -22,6 +25,10 @@ defmodule Snakepit.Isolation.DropIn do
           file: charlist() | nil,
           original: binary() | nil,
           md5: binary() | nil,
+          # The slot of the version before, as long as its code is there.
+          old: atom() | nil,
+          # Its code is being loaded: the version before is the current one, unless it was deleted.
+          loading: boolean(),
           # Why the library was not loaded, while isolate/2 runs.
           error: Error.t() | nil
         }
@@ -30,24 +37,29 @@ defmodule Snakepit.Isolation.DropIn do
   def isolate(module, options) do
     with {:ok, options} <- Options.isolate(module, options) do
       alone(module, fn ->
-        with :ok <- not_isolated(module),
-             {:ok, source} <- Source.find(module),
-             do: replace(source, options)
+        with {:ok, source} <- Source.find(module),
+             {:ok, earlier} <- earlier(module, source, options),
+             do: replace(source, options, earlier)
       end)
     end
   end
 
+  @doc "The same when the application starts: what is known of the module, and its library, are of an earlier start."
+  @spec isolate_anew(module(), term()) :: :ok | {:error, Error.t()}
+  def isolate_anew(module, options) do
+    with {:ok, options} <- Options.isolate(module, options),
+         {:ok, source} <- Source.find(module),
+         do: alone(module, fn -> replace(source, options, fetch(module), :anew) end)
+  end
+
   @doc """
-  The same for code that is not what its file has, in place of whatever is loaded: `beam` is what `restore/1` puts back. A library of
-  earlier code is unloaded.
+  The same for code that is not what its file has, in place of whatever is loaded: `beam` is what `restore/1` puts back.
   """
   @spec isolate_beam(module(), charlist(), binary(), keyword()) :: :ok | {:error, Error.t()}
   def isolate_beam(module, file, beam, options) do
     with {:ok, options} <- Options.isolate(module, options),
          {:ok, source} <- Source.read(module, file, beam) do
-      alone(module, fn ->
-        replace(source, options, fetch(module))
-      end)
+      alone(module, fn -> replace(source, options, fetch(module)) end)
     end
   end
 
@@ -74,72 +86,115 @@ defmodule Snakepit.Isolation.DropIn do
   # One at a time for each module; whoever is killed meanwhile gives it up.
   defp alone(module, function), do: :global.trans({{__MODULE__, module}, self()}, function, [node()])
 
-  defp not_isolated(module) do
+  # The version before: one whose file has changed since, whose code was replaced or deleted by somebody else, or whose library has ended.
+  defp earlier(module, source, options) do
     case fetch(module) do
       nil ->
-        :ok
-
-      %{original: nil} ->
-        Source.refuse(module, :isolates_itself)
+        {:ok, nil}
 
       state ->
-        # Its code may have been loaded anew from its file by somebody else.
-        if DropIn.Code.md5(module) == state.md5,
-          do: {:error, Error.new(:already_isolated, module)},
-          else: forget(state)
+        if replaceable?(state, source, options), do: {:ok, state}, else: {:error, Error.new(:already_isolated, module)}
     end
   end
 
+  defp replaceable?(state, source, options) do
+    DropIn.Code.md5(state.module) != state.md5 or ended?(loaded_in(state.slot)) or
+      (source.beam != state.original and options == state.options)
+  end
+
+  defp ended?(nil), do: false
+  defp ended?(%Library{table: table, number: number}), do: Library.entry(table, number) == nil
+
   # ── There ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  # `earlier` goes once nothing can refuse any more.
-  defp replace(%Source{module: module, file: file} = source, options, earlier \\ nil) do
-    with {:ok, rewritten} <- Rewriter.rewrite(source),
-         :ok <- DropIn.Code.purge(module) do
-      if earlier, do: forget(earlier)
+  defp replace(%Source{module: module, file: file} = source, options, earlier, mode \\ :upgrade) do
+    taken = if earlier, do: [earlier.slot, earlier.old], else: []
+
+    with {:ok, %{slot: slot} = rewritten} <- Rewriter.rewrite(source, Rewriter.slot(module, taken)),
+         :ok <- DropIn.Code.make_room(module) do
       {:ok, {_, md5}} = :beam_lib.md5(rewritten.beam)
+      # Where isolated code was, whatever its version, the original does not come back.
+      loaded = DropIn.Code.md5(module)
+      before = if earlier && earlier.md5 == loaded, do: md5, else: loaded
+      earlier = survivor(earlier, if(mode == :upgrade, do: slot))
 
       state = %{
         module: module,
-        slot: rewritten.slot,
+        slot: slot,
         functions: rewritten.functions,
         declared: rewritten.declared,
         options: options,
         file: file,
         original: source.beam,
         md5: md5,
+        old: earlier && earlier.slot,
+        loading: true,
         error: nil
       }
 
-      loaded_before? = :erlang.module_loaded(module)
-      # A slot that somebody in old code still needed when the module was restored last.
-      :persistent_term.erase(rewritten.slot)
-      put(state)
+      DropIn.Loader.alone(module, fn ->
+        # A slot that somebody in old code still needed when the module was restored last.
+        :persistent_term.erase(slot)
+        put(state)
+      end)
 
       case DropIn.Code.load(module, file, rewritten.beam) do
-        :ok -> settle(state, rewritten.on_load, loaded_before?)
-        {:error, error} -> withdraw(state, error)
+        :ok ->
+          change(module, slot, &%{&1 | loading: false})
+          settle(state, rewritten.on_load, before)
+
+        {:error, error} ->
+          withdraw(state, earlier, error)
       end
     end
   end
 
+  # What is left of the version before, when there is room for the next one. The code of a release has always the same slot; and
+  # of a library that has ended nothing is left. No slot: it is not to survive.
+  defp survivor(nil, _slot), do: nil
+
+  defp survivor(%{module: module} = earlier, slot) do
+    there? =
+      if :erlang.module_loaded(module),
+        do: DropIn.Code.md5(module) == earlier.md5,
+        else: :erlang.check_old_code(module)
+
+    if there? and slot not in [nil, earlier.slot] and not ended?(loaded_in(earlier.slot)) do
+      DropIn.Loader.alone(module, fn ->
+        gone(earlier.old)
+        put(%{earlier | old: nil})
+      end)
+
+      %{earlier | old: nil}
+    else
+      forget(earlier)
+      nil
+    end
+  end
+
   # Some modules go on without their library when it cannot be loaded; whoever wants it isolated does not.
-  defp settle(%{module: module} = state, on_load?, loaded_before?) do
+  defp settle(%{module: module} = state, on_load?, before) do
+    Sweeper.watch(module)
+
     case {library(module), fetch(module)} do
+      {nil, %{error: %Error{} = error}} when on_load? and state.old == nil ->
+        undo(state, error, before)
+
+      # The version before cannot be had back; its code runs on, with its library, until it is purged.
       {nil, %{error: %Error{} = error}} when on_load? ->
-        undo(state, error, loaded_before?)
+        {:error, error}
 
       _ ->
-        # Whoever runs in the old code goes on in it.
-        _ = DropIn.Code.purged?(module)
+        # Whoever runs in the original code goes on in it.
+        if state.old == nil, do: DropIn.Code.purged?(module)
         :ok
     end
   end
 
   # Whoever still runs in the original code, the old one now, would be killed by a third: then the module stays as it is, without its
-  # library, until `restore/1` finds nobody there.
-  defp undo(%{module: module} = state, error, loaded_before?) do
-    case if(loaded_before?, do: purged_and_back(state), else: deleted(module)) do
+  # library, until `restore/1` finds nobody there. In a release it is the rewritten code that was there before.
+  defp undo(state, error, before) do
+    case as_before(state, before) do
       :ok ->
         forget(state)
         {:error, error}
@@ -149,17 +204,25 @@ defmodule Snakepit.Isolation.DropIn do
     end
   end
 
-  defp purged_and_back(%{module: module} = state), do: with(:ok <- DropIn.Code.purge(module), do: put_back(state))
+  defp as_before(%{md5: md5}, md5), do: :ok
 
-  defp deleted(module) do
+  defp as_before(%{module: module}, nil) do
     DropIn.Code.delete(module)
     :ok
   end
 
+  defp as_before(%{module: module} = state, _original),
+    do: with(:ok <- DropIn.Code.purge(module), do: put_back(state))
+
   # The VM has kept the module as it was.
-  defp withdraw(%{module: module} = state, error) do
+  defp withdraw(%{module: module} = state, earlier, error) do
     because = fetch(module).error
-    forget(state)
+
+    DropIn.Loader.alone(module, fn ->
+      gone(state.slot)
+      if earlier, do: put(earlier), else: :persistent_term.erase({__MODULE__, module})
+    end)
+
     {:error, because || error}
   end
 
@@ -174,16 +237,74 @@ defmodule Snakepit.Isolation.DropIn do
     :ok
   end
 
-  @doc "Unloads the module's library, and nothing is known of the module any more."
+  @doc "Unloads the module's libraries, and nothing is known of the module any more."
   @spec drop(module()) :: :ok
   def drop(module) do
-    # Not while the module's own code loads it: that would be nobody's.
+    # Not while the module's own code loads one: that would be nobody's.
     DropIn.Loader.alone(module, fn ->
-      loaded = library(module)
-      if loaded, do: Isolation.unload(loaded)
+      with %{slot: slot, old: old} <- fetch(module) do
+        gone(old)
+        unload(slot)
+      end
+
       :persistent_term.erase({__MODULE__, module})
       :ok
     end)
+  end
+
+  # The code of a version has been purged.
+  defp gone(nil), do: :ok
+
+  defp gone(slot) do
+    unload(slot)
+    :persistent_term.erase(slot)
+    :ok
+  end
+
+  defp unload(slot), do: with(%Library{} = library <- loaded_in(slot), do: Isolation.unload_one(library))
+
+  @doc """
+  Unloads the libraries of code that has been purged. The VM tells nobody when it is, so `DropIn.Sweeper` looks now and then; and who
+  needs to know looks first. Answers whether the module is still isolated.
+  """
+  @spec sweep(module()) :: boolean()
+  def sweep(module) do
+    # Not while it is being replaced.
+    swept =
+      :global.trans(
+        {{__MODULE__, module}, self()},
+        fn -> DropIn.Loader.alone(module, fn -> swept(module) end) end,
+        [node()],
+        0
+      )
+
+    swept != :gone
+  end
+
+  @doc "The same, for who is alone with the module's library."
+  @spec swept(module()) :: :ok | :gone
+  def swept(module) do
+    case {fetch(module), :erlang.check_old_code(module)} do
+      {nil, _} -> :gone
+      {%{loading: true}, _} -> :ok
+      {_, true} -> :ok
+      {state, false} -> swept_out(state, :erlang.module_loaded(module))
+    end
+  end
+
+  defp swept_out(%{old: nil}, true), do: :ok
+
+  defp swept_out(%{old: old} = state, true) do
+    gone(old)
+    put(%{state | old: nil})
+  end
+
+  # Deleted, and purged then: whoever loads it again loads it from its file.
+  defp swept_out(%{module: module, slot: slot, old: old}, false) do
+    gone(old)
+    gone(slot)
+    :persistent_term.erase({__MODULE__, module})
+    :gone
   end
 
   # ── What is known ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -193,19 +314,35 @@ defmodule Snakepit.Isolation.DropIn do
 
   defp put(state), do: :persistent_term.put({__MODULE__, state.module}, state)
 
+  # Unless the module has another version by now.
+  defp change(module, slot, function) do
+    with %{slot: ^slot} = state <- fetch(module), do: put(function.(state))
+    :ok
+  end
+
+  @doc "The modules that are isolated."
+  @spec modules() :: [module()]
+  def modules, do: for({{__MODULE__, module}, %{}} <- :persistent_term.get(), do: module)
+
   @doc "The library of an isolated module, if the module has loaded it."
   @spec library(module()) :: Library.t() | nil
-  def library(module) do
-    with %{slot: slot} <- fetch(module),
-         loaded when is_tuple(loaded) <- :persistent_term.get(slot, nil),
-         do: elem(loaded, 0),
-         else: (_ -> nil)
+  def library(module), do: with(%{slot: slot} <- fetch(module), do: loaded_in(slot))
+
+  @doc "The library of a version."
+  @spec loaded_in(atom() | nil) :: Library.t() | nil
+  def loaded_in(slot) do
+    case :persistent_term.get(slot, nil) do
+      loaded when is_tuple(loaded) -> elem(loaded, 0)
+      _ -> nil
+    end
   end
 
   @doc "Opens the gates of the library's functions; without one, as for a library in the VM, none."
   @spec loaded(state(), Library.t() | nil) :: :ok
-  def loaded(%{slot: slot, functions: functions} = state, library) do
-    put(%{state | error: nil})
+  def loaded(%{module: module, slot: slot, functions: functions} = state, library) do
+    # A module that has its library itself becomes known now.
+    unless fetch(module), do: put(state)
+    change(module, slot, &%{&1 | error: nil})
     open = if library, do: library.functions, else: []
     gates = functions |> Enum.sort_by(&elem(&1, 1)) |> Enum.map(fn {function, _} -> function in open end)
     :persistent_term.put(slot, List.to_tuple([library | gates]))
@@ -213,5 +350,5 @@ defmodule Snakepit.Isolation.DropIn do
 
   @doc "The library could not be loaded; the module may try another one."
   @spec failed(state(), Error.t()) :: :ok
-  def failed(state, error), do: put(%{state | error: error})
+  def failed(state, error), do: change(state.module, state.slot, &%{&1 | error: error})
 end

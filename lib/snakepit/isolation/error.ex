@@ -154,12 +154,27 @@ defmodule Snakepit.Isolation.Error do
   @impl true
   def message(%__MODULE__{} = e) do
     {what, remedy} = explain(e.reason, e, e.details)
-    [subject(e), what, ". ", remedy] |> IO.iodata_to_binary() |> String.trim_trailing()
+
+    [where(e.details), subject(e), what, ". ", remedy, unnoticed(e.details)]
+    |> IO.iodata_to_binary()
+    |> String.trim_trailing()
   end
 
   @doc "What to do about it, one or two sentences."
   @spec remedy(t()) :: String.t()
   def remedy(%__MODULE__{} = e), do: e.reason |> explain(e, e.details) |> elem(1)
+
+  # Of DropIn.Start.
+  defp where(%{configured: true, key: :isolate}), do: "config :snakepit_shm, "
+  defp where(%{configured: true}), do: "config :snakepit_shm, isolate: "
+  defp where(_), do: ""
+
+  defp unnoticed(%{configured: true}) do
+    " snakepit_shm does not start without what is listed there, so that no library is used in the VM unnoticed. " <>
+      "A module that is set to false stays in the VM."
+  end
+
+  defp unnoticed(_), do: ""
 
   defp subject(%{library: nil, function: nil}), do: ""
   defp subject(%{library: library, function: nil}), do: [name(library), ": "]
@@ -249,22 +264,34 @@ defmodule Snakepit.Isolation.Error do
   defp explain(:already_isolated, _e, _d),
     do: {"it is isolated already", "To change its options, restore it first: Snakepit.Isolation.restore/1."}
 
-  defp explain(:in_use, _e, d) do
-    pids = d[:pids] || []
-    some = pids |> Enum.take(5) |> Enum.map_join(", ", &inspect/1)
-    more = if length(pids) > 5, do: " and #{length(pids) - 5} others", else: ""
+  defp explain(:in_use, _e, %{because: :in_vm} = d),
+    do:
+      {"#{pids(d)} had called it before snakepit_shm was started, and still run in it, with its library in this VM",
+       "Let snakepit_shm start before who calls it: list it first in extra_applications, or in `applications:` of the release."}
 
-    {"old code of the module is in use by #{some}#{more}; nothing was changed",
-     "Wait until they have left it, or end them (:code.purge/1 kills them), and try again."}
-  end
+  defp explain(:in_use, _e, d),
+    do:
+      {"old code of the module is in use by #{pids(d)}; nothing was changed",
+       "Wait until they have left it, or end them (:code.purge/1 kills them), and try again."}
 
   defp explain(:invalid_option, _e, %{problems: problems}),
     do: {"options are refused:" <> Enum.map_join(problems, "", &"\n  * #{&1}") <> "\n", "Correct them"}
+
+  defp explain(:invalid_option, _e, %{key: :isolate} = d),
+    do:
+      {"isolate: expected #{d[:expected]}, got #{show(d[:got])}",
+       "README.md of snakepit_shm has examples, under Configuration."}
 
   defp explain(:invalid_option, _e, d),
     do:
       {"#{inspect(d[:key])}: expected #{d[:expected]}, got #{show(d[:got])}",
        "The documentation of the function lists its options."}
+
+  defp pids(d) do
+    pids = d[:pids] || []
+    some = pids |> Enum.take(5) |> Enum.map_join(", ", &inspect/1)
+    if length(pids) > 5, do: some <> " and #{length(pids) - 5} others", else: some
+  end
 
   defp ended(%{signal: signal}, %{because: :hung}) when signal != nil,
     do: "was killed, because another call in it did not answer before its deadline,"
@@ -304,7 +331,9 @@ defmodule Snakepit.Isolation.Error do
     do: {"it lies in a sticky directory, whose modules the VM does not replace", "It stays in the VM."}
 
   defp unsupported(%{because: :cover_compiled}),
-    do: {"it is compiled for coverage, and its own code is not loaded", "Leave it out of the coverage, or stop :cover."}
+    do:
+      {"it is compiled for coverage, and its own code is not loaded",
+       "Leave it out of the coverage, or stop :cover (mix test --cover compiles all of the project's own modules so)."}
 
   defp unsupported(%{because: :non_existing}),
     do: {"there is no such module in the code path", "Check its name, and that its application is there."}
@@ -322,12 +351,25 @@ defmodule Snakepit.Isolation.Error do
   defp unsupported(%{because: :no_debug_info} = d),
     do:
       {"#{d[:path]} has no debug_info, from which isolated code is made",
-       "Compile it with debug_info (Erlang: +debug_info; Elixir: @compile :debug_info), and build releases with strip_beams: [keep: [\"Dbgi\"]]."}
+       "Compile it with debug_info (Erlang: +debug_info; Elixir: @compile :debug_info), and give releases the step Snakepit.Isolation.Release.rewrite/1."}
 
   defp unsupported(%{because: :encrypted} = d),
     do:
       {"the debug_info of #{d[:path]} is encrypted",
        "Make the key known to :beam_lib (crypto_key_fun/1, .erlang.crypt)."}
+
+  defp unsupported(%{because: :other_version} = d),
+    do: {"#{d[:path]} was rewritten by another version of snakepit_shm", "Build the release again."}
+
+  defp unsupported(%{because: :not_in_release}),
+    do:
+      {"no application of the release has it",
+       "Check its name, and that its application is in the release (extra_applications of yours, or applications: of the release)."}
+
+  defp unsupported(%{because: :not_assembled} = d),
+    do:
+      {"it is not in the assembled release: #{d[:path]} (#{d[:message]})",
+       "The step comes after :assemble and before :tar; modules of OTP are there only with include_erts: true."}
 
   defp unsupported(%{because: :no_load_nif}),
     do:
@@ -372,6 +414,16 @@ defmodule Snakepit.Isolation.Error do
 
   defp not_loaded(%{because: :not_isolated}),
     do: {"the module is not isolated", "Isolate it with Snakepit.Isolation.isolate/2."}
+
+  defp not_loaded(%{because: :waits}),
+    do:
+      {"it is isolated when the application snakepit_shm is started, which is not running",
+       "Start it before who calls this module: first in applications: of the release; with Application.ensure_all_started(:snakepit_shm) in eval."}
+
+  defp not_loaded(%{because: :rewritten}),
+    do:
+      {"its code was rewritten when the release was built, and it is not isolated",
+       "List it in config :snakepit_shm, isolate:, or isolate it with Snakepit.Isolation.isolate/2."}
 
   defp not_loaded(%{because: :no_library}),
     do: {"the module is isolated and has not loaded its library yet", "It does so where it called erlang:load_nif/2."}

@@ -10,7 +10,9 @@ defmodule Snakepit.Isolation.Info do
     rows = Library.rows(library.table)
     pool = Native.pool_info(library.native)
     in_flight = Map.new(pool.in_flight)
-    loaded = Enum.find_value(rows, %{missing: [], nif_version: nil}, & &1.loaded)
+    entries = Library.entries(library.table)
+    entry = Enum.find(entries, &(&1.number == library.number))
+    loaded = (entry && entry.loaded) || %{missing: [], nif_version: nil}
 
     %{
       id: library.id,
@@ -20,6 +22,7 @@ defmodule Snakepit.Isolation.Info do
       functions: library.functions,
       nif_version: loaded.nif_version,
       missing: loaded.missing,
+      with: for(%{id: id, state: :ready, number: number} <- entries, number != library.number, do: id),
       state: state(rows),
       error: Enum.find_value(rows, & &1.error),
       calls: pool.calls,

@@ -8,7 +8,7 @@ defmodule Snakepit.Isolation.Library do
 
   use Supervisor
 
-  alias Snakepit.Isolation.{Directory, Options, Pool, Worker}
+  alias Snakepit.Isolation.{Directory, Options, Pool, Roster, Telemetry, Worker}
   alias Snakepit.Native
 
   @enforce_keys [:id, :native, :table]
@@ -20,6 +20,7 @@ defmodule Snakepit.Isolation.Library do
     :module,
     :native,
     :table,
+    number: 0,
     functions: [],
     spin: 10,
     timeout: 5_000,
@@ -36,6 +37,7 @@ defmodule Snakepit.Isolation.Library do
           functions: [{atom(), arity()}],
           native: reference(),
           table: :ets.tid(),
+          number: Native.library_number(),
           spin: non_neg_integer(),
           timeout: timeout(),
           max_waiting: non_neg_integer(),
@@ -78,7 +80,8 @@ defmodule Snakepit.Isolation.Library do
       table: :ets.new(__MODULE__, [:set, :public, read_concurrency: true])
     }
 
-    :ets.insert(shared.table, {:atoms, shared.atoms})
+    :ets.insert(shared.table, [{:atoms, shared.atoms}, {:supervisor, self()}])
+    put_entry(shared.table, new_entry(0, id, options, native))
 
     workers =
       for position <- 1..options.workers do
@@ -87,6 +90,8 @@ defmodule Snakepit.Isolation.Library do
 
     # The Pool ends in order when there is nothing left to do, and the supervisor with it.
     pool = %{id: Pool, start: {Pool, :start_link, [shared]}, restart: :transient, significant: true}
+
+    roster = %{id: Roster, start: {Roster, :start_link, [shared]}}
 
     gate =
       if mode == :supervised,
@@ -101,12 +106,14 @@ defmodule Snakepit.Isolation.Library do
     }
 
     # As OTP takes it: Elixir 1.14's Supervisor.init/2 does not know auto_shutdown.
-    {:ok, {flags, [pool | workers] ++ gate}}
+    {:ok, {flags, [pool, roster | workers] ++ gate}}
   end
 
   # ── The table ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-  # {:pool, pid}
+  # {:pool, pid}, {:roster, pid}, {:supervisor, pid}
+  # {{:library, number}, entry}    those that the workers have, or are to load
+  # {:next_library, number}
   # {:atoms, budget}
   # {{:worker, position}, row}     what its process last wrote; outlives it
   # {{:native, worker}, pid}       who answers for a native worker, while it lives
@@ -122,6 +129,62 @@ defmodule Snakepit.Isolation.Library do
   rescue
     # The library has been unloaded.
     ArgumentError -> nil
+  end
+
+  @doc false
+  @spec entries(:ets.tid()) :: [Roster.entry()]
+  def entries(table) do
+    table |> :ets.match({{:library, :_}, :"$1"}) |> List.flatten() |> Enum.sort_by(& &1.number)
+  rescue
+    ArgumentError -> []
+  end
+
+  @doc false
+  @spec entry(:ets.tid(), Native.library_number()) :: Roster.entry() | nil
+  def entry(table, number), do: lookup(table, {:library, number})
+
+  @doc false
+  @spec put_entry(:ets.tid(), Roster.entry()) :: true
+  def put_entry(table, entry), do: :ets.insert(table, {{:library, entry.number}, entry})
+
+  @doc false
+  @spec delete_entry(:ets.tid(), Native.library_number()) :: true
+  def delete_entry(table, number), do: :ets.delete(table, {:library, number})
+
+  @doc false
+  @spec new_entry(Native.library_number(), String.t() | atom(), Options.t(), Snakepit.Native.pool()) :: Roster.entry()
+  def new_entry(number, id, options, native) do
+    %{
+      number: number,
+      id: id,
+      options: options,
+      fits: options.fits,
+      replaces: nil,
+      native: native,
+      state: :ready,
+      library: nil,
+      loaded: nil
+    }
+  end
+
+  @doc false
+  @spec describe(shared(), Roster.entry(), map()) :: t()
+  def describe(%{options: process} = shared, %{options: options} = entry, loaded) do
+    %__MODULE__{
+      id: entry.id,
+      name: options.name,
+      path: options.path,
+      module: loaded.module,
+      functions: loaded.functions,
+      native: entry.native,
+      table: shared.table,
+      number: entry.number,
+      spin: process.spin,
+      timeout: options.timeout,
+      max_waiting: process.max_waiting,
+      memory: process.memory,
+      telemetry: Telemetry.available?(options.telemetry)
+    }
   end
 
   @doc false

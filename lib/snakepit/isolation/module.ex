@@ -74,7 +74,7 @@ defmodule Snakepit.Isolation.Module do
   defmacro __before_compile__(%{module: module} = env) do
     options = Module.get_attribute(module, :snakepit_isolation)
     nifs = Gates.nifs(env)
-    slot = Rewriter.slot(module, {nifs, options})
+    slot = Rewriter.version_slot(module, {nifs, options})
     definition = %{slot: slot, nifs: nifs, options: options}
 
     quote do
@@ -204,6 +204,8 @@ defmodule Snakepit.Isolation.Module do
       file: nil,
       original: nil,
       md5: nil,
+      old: nil,
+      loading: false,
       error: nil
     }
   end

@@ -3,13 +3,14 @@ defmodule Snakepit.Isolation.Options do
   # The options of load/2: which are valid, what they are when they are not given. Every problem is in the one error,
   # except the sandbox: leaving that out is not a mistake in an option but a library that is not loaded.
 
-  alias Snakepit.Isolation.Error
+  alias Snakepit.Isolation.{Error, Fit, Library}
 
   # What the VM's timers take.
   @longest_wait 4_294_967_295
 
   @defaults %{
     name: nil,
+    with: nil,
     load_info: 0,
     workers: 1,
     concurrency: 1,
@@ -38,12 +39,15 @@ defmodule Snakepit.Isolation.Options do
     telemetry: true
   }
 
+  @modules "a list of modules with their options, as in [jiffy: [workers: 2, sandbox: :none]]"
   # Those of `use Snakepit.Isolation.Module` that load/2 does not have.
   @module_defaults Map.merge(@defaults, %{otp_app: nil, library: nil, isolated: true, timeout: :infinity})
 
   @type t :: %{
           path: String.t(),
           name: atom(),
+          with: Library.t() | atom() | String.t() | nil,
+          fits: Fit.t() | nil,
           load_info: term(),
           sandbox: :none,
           workers: pos_integer(),
@@ -84,7 +88,7 @@ defmodule Snakepit.Isolation.Options do
          {:ok, options} <- complete(Map.new(given)),
          {:ok, path} <- path(path),
          :ok <- sandbox(sandbox, path),
-         do: {:ok, Map.merge(options, %{path: path, sandbox: :none})}
+         do: {:ok, Map.merge(options, %{path: path, sandbox: sandbox, fits: nil})}
   end
 
   @doc """
@@ -101,6 +105,36 @@ defmodule Snakepit.Isolation.Options do
          {:ok, _} <- complete(Map.new(given)),
          :ok <- sandbox(sandbox, inspect(module)),
          do: {:ok, [sandbox: sandbox] ++ given}
+  end
+
+  @doc "What `config :snakepit_shm, isolate:` says: modules, in order, with the options of isolate/2, or `false`."
+  @spec modules(term()) :: {:ok, [{module(), keyword() | false}]} | {:error, Error.t()}
+  def modules(list) do
+    if is_list(list) and not List.improper?(list),
+      do: each_module(list, list, MapSet.new()),
+      else: Error.invalid(:isolate, @modules, list)
+  end
+
+  defp each_module(all, [{module, options} | rest], seen) do
+    with :ok <- expect_once(module, seen),
+         :ok <- module_options(module, options),
+         do: each_module(all, rest, MapSet.put(seen, module))
+  end
+
+  defp each_module(all, [], _seen), do: {:ok, all}
+  defp each_module(_all, [other | _], _seen), do: Error.invalid(:isolate, @modules, other)
+
+  defp expect_once(module, seen),
+    do: if(module in seen, do: Error.invalid(:isolate, "each module once", module), else: :ok)
+
+  defp module_options(module, false), do: module(module)
+
+  defp module_options(module, options) do
+    case isolate(module, options) do
+      {:ok, _} -> :ok
+      {:error, %Error{library: nil} = error} when is_atom(module) -> {:error, %{error | library: module}}
+      {:error, error} -> {:error, error}
+    end
   end
 
   @doc """
@@ -162,6 +196,8 @@ defmodule Snakepit.Isolation.Options do
             expected = refused(key, value),
             do: %{key: key, expected: expected, got: value}
 
+    problems = problems ++ beside(given)
+
     case if(problems == [], do: together(options), else: problems) do
       [] -> {:ok, options}
       [one] -> {:error, Error.new(:invalid_option, nil, nil, one)}
@@ -182,6 +218,16 @@ defmodule Snakepit.Isolation.Options do
 
   defp together(_options), do: []
 
+  # Of a library in the processes of another one.
+  @own [:with, :name, :load_info, :timeout, :load_timeout, :telemetry]
+  defp beside(%{with: other} = given) when other != nil do
+    for {key, value} <- Enum.sort(Map.drop(given, @own)), is_map_key(@defaults, key) do
+      %{key: key, expected: "nothing beside with: (the processes are the other library's)", got: value}
+    end
+  end
+
+  defp beside(_given), do: []
+
   defp line(%{key: key, expected: expected, got: got}),
     do: "#{inspect(key)}: expected #{expected}, got #{inspect(got, limit: 5)}"
 
@@ -194,6 +240,13 @@ defmodule Snakepit.Isolation.Options do
 
   # What was expected, or nil if the value is good.
   defp refused(:name, value), do: unless(is_atom(value) and value not in [true, false], do: "an atom")
+  defp refused(:with, %Library{}), do: nil
+
+  defp refused(:with, value) do
+    unless (is_atom(value) and value not in [true, false]) or is_binary(value),
+      do: "a library of load/2, its name, or an isolated module"
+  end
+
   defp refused(:load_info, _any), do: nil
   defp refused(:workers, value), do: range(value, 1, 64)
   defp refused(:concurrency, value), do: range(value, 1, 64)

@@ -8,7 +8,7 @@ defmodule Snakepit.Isolation.Pool do
 
   require Logger
 
-  alias Snakepit.Isolation.{Directory, Error, Library, Telemetry}
+  alias Snakepit.Isolation.{Directory, Error, Library}
 
   @courtesy 5_000
 
@@ -103,8 +103,12 @@ defmodule Snakepit.Isolation.Pool do
     end
   end
 
-  def handle_info(:wanted?, %{library: nil, loaders: loaders} = state) when loaders == %{},
-    do: {:stop, {:shutdown, :unwanted}, state}
+  # (Others go on in its processes when it has been unloaded.)
+  def handle_info(:wanted?, %{library: nil, loaders: loaders} = state) when loaders == %{} do
+    if Library.entry(state.shared.table, 0),
+      do: {:stop, {:shutdown, :unwanted}, state},
+      else: {:noreply, state}
+  end
 
   # Whoever wanted the library has gone before it was there.
   def handle_info({:DOWN, monitor, :process, _, _}, state) do
@@ -127,7 +131,7 @@ defmodule Snakepit.Isolation.Pool do
   def terminate(reason, %{shared: shared, waiting: waiting}) do
     # A crash of this process is none of the library.
     if reason in [:normal, :shutdown] or match?({:shutdown, _}, reason) do
-      Directory.delete(shared, shared.supervisor)
+      for entry <- Library.entries(shared.table), do: Directory.delete(entry, shared.supervisor)
       for {_, from} <- waiting, do: GenServer.reply(from, :gone)
     end
   end
@@ -151,13 +155,17 @@ defmodule Snakepit.Isolation.Pool do
   defp look(%{library: nil, shared: shared} = state) do
     rows = rows(state)
 
-    if length(rows) == shared.options.workers and Enum.all?(rows, & &1.loaded) do
-      library = library(shared, hd(rows).loaded)
+    entry = Library.entry(shared.table, 0)
+
+    if entry && length(rows) == shared.options.workers and Enum.all?(rows, & &1.loaded) do
+      loaded = entry.loaded || hd(rows).loaded
+      library = Library.describe(shared, entry, loaded)
 
       case Directory.put(library, shared.supervisor) do
         :ok ->
+          Library.put_entry(shared.table, %{entry | library: library, loaded: loaded})
           # Once for a library, not for each of its Pools.
-          if :ets.insert_new(shared.table, {:warned, true}), do: warn(library, hd(rows).loaded.missing)
+          if :ets.insert_new(shared.table, {:warned, true}), do: warn(library, loaded.missing)
           %{state | library: library}
 
         {:error, :taken} ->
@@ -223,23 +231,6 @@ defmodule Snakepit.Isolation.Pool do
   end
 
   defp rows(state), do: Library.rows(state.shared.table)
-
-  defp library(%{options: options} = shared, loaded) do
-    %Library{
-      id: shared.id,
-      name: options.name,
-      path: options.path,
-      module: loaded.module,
-      functions: loaded.functions,
-      native: shared.native,
-      table: shared.table,
-      spin: options.spin,
-      timeout: options.timeout,
-      max_waiting: options.max_waiting,
-      memory: options.memory,
-      telemetry: Telemetry.available?(options.telemetry)
-    }
-  end
 
   defp warn(_library, []), do: :ok
 

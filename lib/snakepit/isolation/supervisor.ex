@@ -1,11 +1,12 @@
 defmodule Snakepit.Isolation.Supervisor do
   @moduledoc false
-  # The house of isolated libraries: the directory, the warden, and the libraries that are loaded on demand. Starts with
-  # the application and costs two idle processes; nothing native is touched before the first load.
+  # The house of isolated libraries: the directory, the warden, the libraries that are loaded on demand, and then those of the
+  # modules that the configuration names. Starts with the application and costs three idle processes; nothing native is
+  # touched before the first load.
 
   use Supervisor
 
-  alias Snakepit.Isolation.{Directory, Warden}
+  alias Snakepit.Isolation.{Directory, DropIn, Warden}
 
   @libraries Snakepit.Isolation.Libraries
 
@@ -19,7 +20,9 @@ defmodule Snakepit.Isolation.Supervisor do
     # The libraries end before the warden does.
     children = [
       Warden,
-      {DynamicSupervisor, name: @libraries, strategy: :one_for_one, max_restarts: 1_000, max_seconds: 5}
+      DropIn.Sweeper,
+      {DynamicSupervisor, name: @libraries, strategy: :one_for_one, max_restarts: 1_000, max_seconds: 5},
+      DropIn.Start
     ]
 
     Supervisor.init(children, strategy: :one_for_one, max_restarts: 1_000, max_seconds: 5)

@@ -12,7 +12,7 @@ defmodule Snakepit.Isolation.Worker do
 
   require Logger
 
-  alias Snakepit.Isolation.{Doorbell, Error, Library, Output, Pool, Telemetry, Warden}
+  alias Snakepit.Isolation.{Doorbell, Error, Library, Loading, Output, Pool, Roster, Telemetry, Warden}
   alias Snakepit.Native
 
   @sigkill 9
@@ -20,6 +20,8 @@ defmodule Snakepit.Isolation.Worker do
   @tick 1_000
   # Between attempts to write to a socket that is full.
   @pause 10
+  # From when objects were collected until the worker is told.
+  @moment 1
   # A process that was asked to end, or killed, is waited for so long.
   @farewell 500
   @burial 5_000
@@ -29,7 +31,6 @@ defmodule Snakepit.Isolation.Worker do
   @doubts [1, 2, 4, 8]
   # Before the n-th restart in a row: nothing, 1, 2, 4, ... ms.
   @longest_delay 100
-  @longest_text 2_000
   @longest_label 64
 
   @type row :: %{
@@ -38,6 +39,7 @@ defmodule Snakepit.Isolation.Worker do
           os_pid: pos_integer() | nil,
           native: reference() | nil,
           loaded: map() | nil,
+          libraries: %{Native.library_number() => {:ok, map()} | {:error, Error.t()}},
           error: Error.t() | nil,
           restarts: non_neg_integer(),
           hung: non_neg_integer(),
@@ -83,18 +85,19 @@ defmodule Snakepit.Isolation.Worker do
 
     row =
       Library.lookup(shared.table, {:worker, position}) ||
-        %{position: position, loaded: nil, error: nil, restarts: 0, hung: 0, calls: 0, last_exit: nil}
+        %{position: position, loaded: nil, libraries: %{}, error: nil, restarts: 0, hung: 0, calls: 0, last_exit: nil}
 
     state = %{
       shared: shared,
       position: position,
       label: label(shared.id, position),
-      row: Map.merge(row, %{state: :starting, os_pid: nil, native: nil, since: now()}),
+      row: Map.merge(row, %{state: :starting, os_pid: nil, native: nil, since: now(), libraries: refusals(row)}),
       native: nil,
       token: nil,
       monitor: nil,
       doorbell: nil,
       output: nil,
+      loading: %Loading{},
       # After a call has passed its deadline, until it is known whether it hangs: its function, and the calls given up.
       doubt: nil,
       # Why it has been killed, if it has.
@@ -156,13 +159,29 @@ defmodule Snakepit.Isolation.Worker do
 
   def handle_info({Doorbell, pid, :full, receiver}, %{doorbell: pid} = state), do: {:noreply, full(state, receiver)}
 
-  def handle_info({:load_timeout, token}, %{token: token} = state) when token != nil,
-    do: {:noreply, kill(state, :load_timeout)}
+  def handle_info({Roster, :load, number}, %{cause: nil, row: %{os_pid: os_pid}} = state) when os_pid != nil do
+    # One that has not said hello looks for itself when it does.
+    if state.row.state == :starting,
+      do: {:noreply, state},
+      else: {:noreply, load_next(%{state | loading: Loading.add(state.loading, number)})}
+  end
+
+  def handle_info({Roster, :unload, number}, state), do: {:noreply, unload(state, number)}
+
+  def handle_info({:load_timeout, token, asked}, %{token: token, timer: timer, loading: %{asked: asked}} = state)
+      when token != nil and timer != nil,
+      do: {:noreply, kill(state, :load_timeout)}
 
   def handle_info({:doubt, token, waits}, %{token: token, cause: nil} = state) when token != nil,
     do: {:noreply, doubt(state, waits)}
 
   def handle_info({:tick, token}, %{token: token} = state) when token != nil, do: {:noreply, tick(state)}
+
+  # The collector has taken objects. It takes more of them in a moment, and one message is enough for all.
+  def handle_info({:releases, _}, %{native: native} = state) when native != nil do
+    Process.send_after(self(), {:flush, state.token}, @moment)
+    {:noreply, state}
+  end
 
   def handle_info({:flush, token}, %{token: token} = state) when token != nil do
     flush(state)
@@ -225,6 +244,7 @@ defmodule Snakepit.Isolation.Worker do
       state
       | cause: nil,
         failure: nil,
+        loading: %Loading{},
         doubt: nil,
         full: false,
         watch: %{silent: 0, mute: 0, orphans: %{}, starved: nil}
@@ -236,7 +256,7 @@ defmodule Snakepit.Isolation.Worker do
          {:ok, token} <- start_process(native, state.label) do
       monitor = Process.monitor(Warden)
       :ets.insert(shared.table, {{:native, native}, self()})
-      timer = Process.send_after(self(), {:load_timeout, token}, shared.options.load_timeout)
+      timer = Process.send_after(self(), {:load_timeout, token, nil}, shared.options.load_timeout)
       output = output(state, native)
       # From the start: a library may ask things while it is being loaded.
       doorbell = doorbell(state, native)
@@ -309,89 +329,113 @@ defmodule Snakepit.Isolation.Worker do
   end
 
   # Its own word for its process holds until the warden has said.
-  defp heard({:hello, os_pid}, %{row: %{state: :starting}, shared: %{options: options}} = state) do
-    case Native.worker_load(state.native, options.path, options.load_info) do
-      :ok ->
-        update(state, %{state: :loading, os_pid: state.row.os_pid || os_pid})
-
-      {:error, {reason, details}} ->
-        kill(%{state | failure: unsendable(state, reason, details)}, :failed)
-    end
+  defp heard({:hello, os_pid}, %{row: %{state: :starting}, shared: shared} = state) do
+    state = update(state, %{state: :loading, os_pid: state.row.os_pid || os_pid})
+    load_next(%{state | loading: %Loading{queue: Roster.wanted(shared.table, state.row.libraries)}})
   end
 
-  defp heard({:loaded, loaded}, %{row: %{state: :loading}} = state), do: loaded(state, loaded)
-
-  defp heard({:failed, details}, %{row: %{state: :loading}} = state) do
-    details = Map.merge(details, %{because: :failed, path: state.shared.options.path, message: text(details.message)})
-    kill(%{state | failure: Error.new(:not_loaded, state.shared.id, nil, details)}, :failed)
+  defp heard({:failed, details}, %{row: %{state: :loading}, cause: nil} = state) do
+    entry = Library.entry(state.shared.table, state.loading.asked)
+    failure = if entry, do: Loading.failure(state.loading, entry, details)
+    kill(%{state | failure: failure}, :failed)
   end
 
   # After a lie nothing is heard any more; what is said twice or out of turn is one.
   defp heard(_, %{cause: cause} = state) when cause != nil, do: state
-  defp heard(other, state), do: lied(state, %{message: "unexpected #{inspect(other, limit: 5)}"})
+  defp heard({kind, _} = other, state) when kind in [:hello, :failed], do: lied(state, unexpected(other))
 
-  defp unsendable(%{shared: %{id: id}}, reason, details) when reason in [:unsupported, :too_large],
-    do:
-      Error.new(
-        :invalid_option,
-        id,
-        nil,
-        Map.merge(details, %{key: :load_info, expected: "a term that can be sent to another process", got: reason})
-      )
-
-  defp unsendable(%{shared: %{id: id}}, _reason, details),
-    do: Error.new(:not_loaded, id, nil, Map.put(details, :because, :start))
-
-  defp loaded(%{shared: shared} = state, loaded) do
-    case Native.pool_put(shared.native, state.position - 1, state.native) do
-      :ok ->
-        Process.cancel_timer(state.timer)
-        Process.send_after(self(), {:tick, state.token}, @tick)
-        duration = now() - state.row.since
-
-        state =
-          %{state | timer: nil}
-          |> update(%{state: :ready, loaded: described(shared, loaded, state.row.loaded), error: nil})
-
-        Telemetry.event(about(state), :worker_ready, %{duration: duration}, %{
-          worker: state.position,
-          os_pid: state.row.os_pid,
-          restarts: state.row.restarts
-        })
-
-        Pool.changed(shared.table)
-        state
-
-      {:error, {:mismatch, details}} ->
-        details = Map.merge(details, %{message: "its functions are not those that it had before"})
-        kill(%{state | failure: Error.new(:not_loaded, shared.id, nil, details)}, :failed)
-
-      {:error, {_, details}} ->
-        lied(state, details)
+  defp heard(said, %{shared: shared, native: native} = state) do
+    case Loading.heard(state.loading, said, shared.table, native) do
+      {:go_on, loading} -> load_next(%{state | loading: loading})
+      {:loaded, loading, entry, loaded} -> state |> loaded(entry, loaded) |> go_on(loading)
+      {:refused, loading, entry, error} -> state |> refused(entry, error) |> go_on(loading)
+      {:unloaded, loading, number} -> state |> unloaded(number) |> go_on(loading)
+      {:lied, details} -> lied(state, details)
     end
   end
 
-  # Names of functions are the library's; those that the native pool has taken are atoms by now.
-  defp described(%{native: native}, loaded, before) do
-    functions = for {name, arity, _flags} <- Native.pool_info(native).functions, do: {name, arity}
+  defp unexpected(said), do: %{message: "unexpected #{inspect(said, limit: 5)}"}
 
-    %{
-      module: if(before, do: before.module, else: module(loaded.module)),
-      functions: Enum.sort(functions),
-      nif_version: loaded.nif_version,
-      missing: loaded.missing |> Enum.map(&text/1) |> Enum.sort()
-    }
+  defp go_on(state, loading), do: load_next(%{state | loading: loading})
+
+  # The next library, or service.
+  defp load_next(%{cause: cause} = state) when cause != nil, do: state
+
+  defp load_next(%{shared: shared, native: native} = state) do
+    case Loading.next(state.loading, shared.table, native) do
+      {:asked, loading, entry} ->
+        if state.timer, do: Process.cancel_timer(state.timer)
+        timer = Process.send_after(self(), {:load_timeout, state.token, entry.number}, entry.options.load_timeout)
+        %{state | loading: loading, timer: timer}
+
+      {:refused, loading, entry, error} ->
+        state |> refused(entry, error) |> go_on(loading)
+
+      {:idle, %{asked: nil} = loading} ->
+        if state.timer, do: Process.cancel_timer(state.timer)
+        serve(%{state | loading: loading, timer: nil})
+
+      {:idle, loading} ->
+        %{state | loading: loading}
+    end
   end
 
-  # One atom for each library, however often it is started; a name that cannot be one stays text.
-  defp module(name) do
-    if byte_size(name) in 1..255 and String.printable?(name), do: String.to_atom(name), else: text(name)
+  defp loaded(state, %{number: number}, loaded) do
+    libraries = Map.put(state.row.libraries, number, {:ok, loaded})
+    state = update(state, %{libraries: libraries, loaded: state.row.loaded || loaded})
+    Roster.changed(state.shared.table)
+    state
   end
 
-  # What the other process says goes into messages and logs.
-  defp text(bytes) do
-    bytes = binary_part(bytes, 0, min(byte_size(bytes), @longest_text))
-    if String.printable?(bytes), do: bytes, else: inspect(bytes, binaries: :as_strings, printable_limit: :infinity)
+  # One that others count on, or one that is only about to be added.
+  defp refused(state, %{state: :ready}, error), do: kill(%{state | failure: error}, :failed)
+
+  defp refused(state, %{number: number}, error) do
+    state = update(state, %{libraries: Map.put(state.row.libraries, number, {:error, error})})
+    Roster.changed(state.shared.table)
+    state
+  end
+
+  defp serve(%{row: %{state: :loading}, shared: shared} = state) do
+    # Its libraries were unloaded while they were loaded: it is about to be ended.
+    with [number | _] <- state.loading.loaded,
+         %{native: pool} <- Library.entry(shared.table, number),
+         :ok <- Native.pool_put(pool, state.position - 1, state.native) do
+      Process.send_after(self(), {:tick, state.token}, @tick)
+      duration = now() - state.row.since
+      state = update(state, %{state: :ready, error: nil})
+
+      Telemetry.event(about(state), :worker_ready, %{duration: duration}, %{
+        worker: state.position,
+        os_pid: state.row.os_pid,
+        restarts: state.row.restarts
+      })
+
+      Pool.changed(shared.table)
+      state
+    else
+      {:error, {_, details}} -> lied(state, details)
+      _none -> state
+    end
+  end
+
+  defp serve(state), do: state
+
+  defp unload(%{native: native, cause: nil} = state, number) when native != nil do
+    # What it let go of before it was unloaded comes before that.
+    flush(state)
+
+    case Loading.remove(state.loading, number, native) do
+      {:leaving, loading} -> %{state | loading: loading}
+      {:gone, loading} -> unloaded(%{state | loading: loading}, number)
+    end
+  end
+
+  defp unload(state, number), do: unloaded(state, number)
+
+  defp unloaded(state, number) do
+    Roster.unloaded(state.shared.table, number)
+    update(state, %{libraries: Map.delete(state.row.libraries, number)})
   end
 
   # ── Its end ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -454,12 +498,13 @@ defmodule Snakepit.Isolation.Worker do
     kill(state, :protocol)
   end
 
-  defp words(%{message: message}) when is_binary(message), do: text(message)
+  defp words(%{message: message}) when is_binary(message), do: Loading.text(message)
   defp words(details), do: inspect(details, limit: 10)
 
   defp exited(state, status) do
     details = exit_details(state, status)
     loaded? = state.row.loaded != nil
+    state = lose_libraries(state, details)
     hung? = details.because == :hung
     os_pid = state.row.os_pid
     reason = if details[:limit], do: :quota_exceeded, else: :crashed
@@ -473,6 +518,25 @@ defmodule Snakepit.Isolation.Worker do
       true -> crashed(state, details)
     end
   end
+
+  # Those that it has are loaded again, and the one that it was about to get is not.
+  defp lose_libraries(%{shared: shared, loading: loading} = state, details) do
+    for number <- loading.leaving, do: Roster.unloaded(shared.table, number)
+    entry = if loading.asked, do: Library.entry(shared.table, loading.asked)
+    failed = refusals(state.row)
+
+    failed =
+      if match?(%{state: :loading}, entry),
+        do: Map.put(failed, entry.number, {:error, Loading.died(entry, details)}),
+        else: failed
+
+    state = update(%{state | loading: %Loading{}}, %{libraries: failed})
+    Roster.changed(shared.table)
+    state
+  end
+
+  # Of libraries that are not tried again.
+  defp refusals(row), do: for({number, {:error, _} = error} <- row.libraries, into: %{}, do: {number, error})
 
   # A kill that came too late did not end it.
   defp exit_details(state, status) do
@@ -521,13 +585,7 @@ defmodule Snakepit.Isolation.Worker do
 
   defp first_failure(%{failure: %Error{} = error}, _details), do: error
 
-  defp first_failure(%{shared: %{id: id, options: options}}, %{because: :load_timeout}),
-    do: Error.new(:not_loaded, id, nil, %{because: :load_timeout, timeout: options.load_timeout})
-
-  defp first_failure(%{shared: %{id: id}}, details) do
-    about = Map.merge(details, %{because: :died_loading, last: Error.end_in_words(details)})
-    Error.new(:not_loaded, id, nil, about)
-  end
+  defp first_failure(%{shared: shared}, details), do: shared.table |> Library.entry(0) |> Loading.died(details)
 
   # Nothing has been started at all.
   defp not_started(%{row: %{loaded: nil}, shared: %{id: id}} = state, details),

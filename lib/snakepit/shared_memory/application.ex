@@ -1,8 +1,9 @@
 defmodule Snakepit.SharedMemory.Application do
   @moduledoc false
-  # Starts the default instance, and the house of isolated libraries, which is there in any case and does nothing before
-  # the first of them. A configuration that is refused stops the start; a native library that is missing does
-  # not (nothing native may prevent a boot): then each call says what is wrong.
+  # Starts the house of isolated libraries, which is there in any case and does nothing before the first of them, and the default
+  # instance; in this order, since :crypto may be among the modules to isolate. A configuration that is refused stops the
+  # start; a native library that is missing does not (nothing native may prevent a boot): then each call says what is wrong.
+  # Modules that are to be isolated have to be, though.
 
   use Application
 
@@ -13,16 +14,19 @@ defmodule Snakepit.SharedMemory.Application do
 
   @impl true
   def start(_type, _args) do
-    case children() do
-      {:ok, children} ->
-        children = children ++ [Snakepit.Isolation.Supervisor]
-        Supervisor.start_link(children, strategy: :one_for_one, name: __MODULE__)
-
-      # As an exception with its (empty) stack trace, so that the VM prints its message.
-      {:error, error} ->
-        {:error, {error, []}}
+    with {:ok, children} <- children(),
+         children = [Snakepit.Isolation.Supervisor | children],
+         {:ok, supervisor} <- Supervisor.start_link(children, strategy: :one_for_one, name: __MODULE__) do
+      {:ok, supervisor}
+    else
+      {:error, reason} -> {:error, printable(reason)}
     end
   end
+
+  # As an exception with a stack trace, so that its message is printed: without one, Elixir inspects it.
+  defp printable(%_{__exception__: true} = error), do: {error, [{__MODULE__, :start, 2, []}]}
+  defp printable({:shutdown, {:failed_to_start_child, _, reason}}), do: printable(reason)
+  defp printable(reason), do: reason
 
   defp children do
     with {:ok, given} <- Config.from_application() do

@@ -30,6 +30,10 @@ pub const NAME: usize = 1020;
 pub const SYMBOL: usize = 128;
 pub const MISSING: usize = 512;
 pub const FUNCTIONS: usize = 4096;
+/// Libraries that a worker has at a time.
+pub const LIBRARIES: usize = 256;
+/// Numbers of libraries are smaller. A number is that of one library only, also after it was unloaded.
+pub const NUMBERS: u32 = 1 << 20;
 /// The most arguments that a function of the BEAM has.
 pub const ARITY: usize = 255;
 /// Resources released at once.
@@ -86,7 +90,16 @@ pub enum Status {
 /// To a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
+    /// The first comes before everything else, and says how the process works; the others while it serves.
     Load(Load),
+    /// To [`FromWorker::Opened`]: the library is wanted.
+    Proceed {
+        library: u32,
+    },
+    /// Nobody calls this library any more, or it is not wanted after all.
+    Unload {
+        library: u32,
+    },
     /// The VM has dropped its last handle of these resources.
     Release {
         ids: Vec<u64>,
@@ -103,14 +116,37 @@ pub enum ToWorker {
     },
 }
 
+/// By which number a call names a function: that of its library, and its place in the library's table.
+#[must_use]
+pub const fn function_number(library: u32, place: u32) -> u32 {
+    library * FUNCTIONS as u32 + place
+}
+
+/// Library and place of a function's number.
+#[must_use]
+pub const fn function_place(number: u32) -> (u32, u32) {
+    (number / FUNCTIONS as u32, number % FUNCTIONS as u32)
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
+    pub library: u32,
+    /// The library whose successor this one is: its upgrade callback runs, not its load callback.
+    pub replaces: Option<u32>,
+    /// Whether it is to be asked, when the library is open, if it is wanted: before anything of it runs but its constructors.
+    pub asks: bool,
+    /// In the first one only.
+    pub process: Option<Process>,
     /// As `erlang:load_nif/2` takes it: without the extension.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
     /// One term.
     #[serde(with = "serde_bytes")]
     pub load_info: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
     pub executors: u16,
     /// How long an executor looks for the next call before it sleeps, in microseconds.
     pub spin_us: u32,
@@ -121,13 +157,29 @@ pub struct Load {
 /// From a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromWorker {
-    Hello { version: u16, pid: u32 },
+    Hello {
+        version: u16,
+        pid: u32,
+    },
+    /// What [`FromWorker::Loaded`] will say; a `Load` has asked for it.
+    Opened(Loaded),
     Loaded(Loaded),
+    /// The first library, or the process: it leaves.
     Failed(Failed),
+    /// Another library. Nothing of it is left, and the process goes on.
+    NotLoaded {
+        library: u32,
+        failed: Failed,
+    },
+    /// Nothing of it runs any more. What its objects need stays until they are gone.
+    Unloaded {
+        library: u32,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loaded {
+    pub library: u32,
     pub module: String,
     /// In the library's order: a call names a function by its place here.
     pub functions: Vec<Function>,
@@ -174,13 +226,17 @@ pub enum Stage {
     LoadInfo,
     /// The load callback returned something else than 0.
     LoadCallback,
+    /// It has no upgrade callback, or that returned something else than 0.
+    UpgradeCallback,
+    /// The VM did not want what was opened.
+    Unwanted,
     /// The worker itself: ring, threads, memory.
     Worker,
 }
 
 impl Stage {
     /// Every stage, for whoever turns them into something else.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::NotFound,
         Self::Open,
         Self::NotALibrary,
@@ -191,6 +247,8 @@ impl Stage {
         Self::NifVersion,
         Self::LoadInfo,
         Self::LoadCallback,
+        Self::UpgradeCallback,
+        Self::Unwanted,
         Self::Worker,
     ];
 }
@@ -260,6 +318,10 @@ pub(crate) fn bound(field: &'static str, length: usize, limit: usize) -> Result<
     }
 }
 
+fn number(library: u32) -> Result<(), ControlError> {
+    bound("library", library as usize, NUMBERS as usize - 1)
+}
+
 impl Message for ToWarden {
     fn check(&self) -> Result<(), ControlError> {
         match self {
@@ -284,8 +346,12 @@ impl Message for ToWorker {
             Self::Load(load) => {
                 bound("path", load.path.len(), PATH)?;
                 bound("load_info", load.load_info.len(), LOAD_INFO)?;
-                bound("executors", load.executors.into(), EXECUTORS.into())
+                number(load.library)?;
+                load.replaces.map_or(Ok(()), number)?;
+                let executors = load.process.map_or(0, |process| process.executors);
+                bound("executors", executors.into(), EXECUTORS.into())
             }
+            Self::Proceed { library } | Self::Unload { library } => number(*library),
             Self::Release { ids } => bound("ids", ids.len(), RELEASES),
             Self::Answer { reply, .. } => reply.check(),
             Self::Stop | Self::Down { .. } => Ok(()),
@@ -297,7 +363,8 @@ impl Message for FromWorker {
     fn check(&self) -> Result<(), ControlError> {
         match self {
             Self::Hello { .. } => Ok(()),
-            Self::Loaded(loaded) => {
+            Self::Opened(loaded) | Self::Loaded(loaded) => {
+                number(loaded.library)?;
                 bound("module", loaded.module.len(), NAME)?;
                 bound("functions", loaded.functions.len(), FUNCTIONS)?;
                 for function in &loaded.functions {
@@ -311,6 +378,11 @@ impl Message for FromWorker {
                     .try_for_each(|symbol| bound("symbol", symbol.len(), SYMBOL))
             }
             Self::Failed(failed) => bound("message", failed.message.len(), MESSAGE),
+            Self::NotLoaded { library, failed } => {
+                number(*library)?;
+                bound("message", failed.message.len(), MESSAGE)
+            }
+            Self::Unloaded { library } => number(*library),
         }
     }
 }

@@ -8,10 +8,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use snakepit_wire::control::{
     ARITY, ControlError, EXECUTORS, FUNCTIONS, Failed, FromWarden, FromWorker, Function, LABEL, LOAD_INFO, Load,
-    Loaded, MESSAGE, MISSING, Message, PACKET, PATH, RELEASES, SYMBOL, Stage, Status, ToWarden, ToWorker, VERSION,
-    decode, encode,
+    Loaded, MESSAGE, MISSING, Message, NUMBERS, PACKET, PATH, Process, RELEASES, SYMBOL, Stage, Status, ToWarden,
+    ToWorker, VERSION, decode, encode,
 };
-use snakepit_wire::service::{INTEGER, KEY, Keyed, NAMES, Named, PIECE, REGISTERED, Reply, Request};
+use snakepit_wire::service::{self, INTEGER, KEY, Keyed, NAMES, Named, PIECE, REGISTERED, Reply, Request};
 use snakepit_wire::{Limits, Name, NameKind};
 
 fn to_warden() -> impl Strategy<Value = ToWarden> {
@@ -49,24 +49,33 @@ fn from_warden() -> impl Strategy<Value = FromWarden> {
 fn to_worker() -> impl Strategy<Value = ToWorker> {
     let limits =
         (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(bytes, words, depth)| Limits { bytes, words, depth });
-    let load = (
-        vec(any::<u8>(), 0..300),
-        vec(any::<u8>(), 0..300),
-        0..=EXECUTORS,
-        any::<u32>(),
+    let process = (0..=EXECUTORS, any::<u32>(), limits).prop_map(|(executors, spin_us, limits)| Process {
+        executors,
+        spin_us,
         limits,
+    });
+    let load = (
+        0..NUMBERS,
+        prop::option::of(0..NUMBERS),
+        any::<bool>(),
+        prop::option::of(process),
+        vec(any::<u8>(), 0..300),
+        vec(any::<u8>(), 0..300),
     )
-        .prop_map(|(path, load_info, executors, spin_us, limits)| Load {
+        .prop_map(|(library, replaces, asks, process, path, load_info)| Load {
+            library,
+            replaces,
+            asks,
+            process,
             path,
             load_info,
-            executors,
-            spin_us,
-            limits,
         });
     prop_oneof![
         load.prop_map(ToWorker::Load),
         vec(any::<u64>(), 0..100).prop_map(|ids| ToWorker::Release { ids }),
         Just(ToWorker::Stop),
+        (0..NUMBERS).prop_map(|library| ToWorker::Proceed { library }),
+        (0..NUMBERS).prop_map(|library| ToWorker::Unload { library }),
         (any::<u32>(), reply()).prop_map(|(request, reply)| ToWorker::Answer { request, reply }),
         any::<u64>().prop_map(|monitor| ToWorker::Down { monitor }),
     ]
@@ -135,13 +144,15 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
     let function =
         ("[a-z_]{1,20}", 0_u32..256, 0_u32..3).prop_map(|(name, arity, flags)| Function { name, arity, flags });
     let loaded = (
+        0..NUMBERS,
         "[a-z_é]{1,20}",
         vec(function, 0..50),
         any::<u8>(),
         any::<u8>(),
         vec("enif_[a-z_]{1,20}", 0..10),
     )
-        .prop_map(|(module, functions, nif_major, nif_minor, missing)| Loaded {
+        .prop_map(|(library, module, functions, nif_major, nif_minor, missing)| Loaded {
+            library,
             module,
             functions,
             nif_major,
@@ -152,8 +163,11 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
         .prop_map(|(stage, code, message)| Failed { stage, code, message });
     prop_oneof![
         (any::<u16>(), any::<u32>()).prop_map(|(version, pid)| FromWorker::Hello { version, pid }),
+        loaded.clone().prop_map(FromWorker::Opened),
         loaded.prop_map(FromWorker::Loaded),
-        failed.prop_map(FromWorker::Failed),
+        failed.clone().prop_map(FromWorker::Failed),
+        (0..NUMBERS, failed).prop_map(|(library, failed)| FromWorker::NotLoaded { library, failed }),
+        (0..NUMBERS).prop_map(|library| FromWorker::Unloaded { library }),
     ]
 }
 
@@ -279,6 +293,7 @@ fn packets_are_bounded() {
         1000
     ];
     let loaded = Loaded {
+        library: 0,
         module: "m".into(),
         functions,
         nif_major: 2,
@@ -327,22 +342,33 @@ fn every_field_is_bounded() {
         "ids"
     );
 
-    let load = |path, info, executors| {
+    let load = |path, info, executors, library, replaces| {
         let load = Load {
+            library,
+            replaces,
+            asks: false,
+            process: Some(Process {
+                executors,
+                spin_us: 0,
+                limits: Limits::DEFAULT,
+            }),
             path: vec![b'p'; path],
             load_info: vec![106; info],
-            executors,
-            spin_us: 0,
-            limits: Limits::DEFAULT,
         };
         field(&ToWorker::Load(load))
     };
-    assert_eq!(load(PATH + 1, 1, 1), "path");
-    assert_eq!(load(1, LOAD_INFO + 1, 1), "load_info");
-    assert_eq!(load(1, 1, EXECUTORS + 1), "executors");
+    assert_eq!(load(PATH + 1, 1, 1, 0, None), "path");
+    assert_eq!(load(1, LOAD_INFO + 1, 1, 0, None), "load_info");
+    assert_eq!(load(1, 1, EXECUTORS + 1, 0, None), "executors");
+    assert_eq!(load(1, 1, 1, NUMBERS, None), "library");
+    assert_eq!(load(1, 1, 1, 0, Some(NUMBERS)), "library");
+    assert_eq!(field(&ToWorker::Proceed { library: NUMBERS }), "library");
+    assert_eq!(field(&ToWorker::Unload { library: NUMBERS }), "library");
+    assert_eq!(field(&FromWorker::Unloaded { library: NUMBERS }), "library");
 
     let loaded = |functions: Vec<Function>, missing: Vec<String>| {
         field(&FromWorker::Loaded(Loaded {
+            library: 0,
             module: "m".into(),
             functions,
             nif_major: 2,
@@ -417,6 +443,15 @@ fn requests_and_replies_are_bounded() {
             names: vec![name; NAMES + 1],
         },
     ];
+    let mut message = service::message_to(name.0).to_vec();
+    message.extend([7; PIECE]);
+    assert_eq!(service::message(&message).unwrap(), (name.0, &[7; PIECE][..]));
+    assert!(matches!(
+        service::message(&message[..service::MESSAGE_HEAD - 1]),
+        Err(ControlError::Malformed(_))
+    ));
+    message.push(7);
+    assert!(matches!(service::message(&message), Err(ControlError::Field { .. })));
     for request in requests {
         assert!(
             matches!(encode(&request), Err(ControlError::Field { .. })),

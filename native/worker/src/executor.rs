@@ -25,7 +25,7 @@ pub fn serve(ring: &WorkerRing, index: u16, spin: Duration) {
             Ok(Next::Closed) => {
                 // A worker whose VM is gone has no time for that.
                 if ring.stopped() {
-                    host::thread_unloads();
+                    host::threads_unload();
                 }
                 return;
             }

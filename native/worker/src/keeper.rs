@@ -5,7 +5,7 @@
 
 use crate::output::OutputPipe;
 use crate::packet::{Packets, Received};
-use crate::{exit, host, process, thread};
+use crate::{exit, host, libraries, process, thread};
 use snakepit_shm_core::ring::WorkerStatus;
 use snakepit_shm_core::ring::worker::WorkerRing;
 use snakepit_wire::control::{self, ToWorker};
@@ -68,8 +68,13 @@ impl Keeper {
                 Ok(ToWorker::Stop) => {
                     self.ring.stop();
                     host::stop();
+                    libraries::stop();
                 }
-                Ok(ToWorker::Load(_)) => refuse("a second library"),
+                Ok(ToWorker::Load(load)) if load.process.is_none() => libraries::load_later(self.vm, load),
+                Ok(ToWorker::Load(_)) => refuse("a second beginning"),
+                Ok(ToWorker::Proceed { library }) if libraries::answer(library, true) => {}
+                Ok(ToWorker::Proceed { .. }) => refuse("an answer that nobody waits for"),
+                Ok(ToWorker::Unload { library }) => libraries::unload_later(self.vm, library),
                 Err(error) => refuse(&error.to_string()),
             },
         }

@@ -1,8 +1,9 @@
-//! `snakepit_worker`: one executable, two roles. README.md tells their lives.
+//! `snakepit_worker`: one executable, two roles, and a tool. README.md tells their lives.
 //!
 //! ```text
 //! snakepit_worker warden                      descriptor 3: the VM
 //! snakepit_worker worker <parent> <label> <memory>     3: the VM, 4: ring, 5: bell in, 6: bell out
+//! snakepit_worker check <library> <module> <VM>   reads a library, without running it
 //! ```
 //!
 //! `main` is C's, not Rust's: the start of Rust's standard library installs a handler for SIGSEGV, and a stack that
@@ -13,9 +14,11 @@
 
 mod answer;
 mod channel;
+mod check;
 mod executor;
 mod exit;
 mod keeper;
+mod libraries;
 mod output;
 mod packet;
 mod process;
@@ -43,6 +46,10 @@ fn run(arguments: &[&CStr]) -> i32 {
         Some(b"warden") => warden::run(),
         Some(b"worker") => match (number(arguments.get(2)), number(arguments.get(4))) {
             (Some(parent), Some(memory)) => process::leave(worker::run(parent, memory)),
+            _ => usage(),
+        },
+        Some(b"check") => match arguments.get(2..) {
+            Some([library, module, vm]) => check::run(library, module, vm),
             _ => usage(),
         },
         _ => usage(),

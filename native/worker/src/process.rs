@@ -105,7 +105,7 @@ pub fn ignore_polite_signals() {
 /// One byte, not none: a limit of 0 keeps files away but not a `core_pattern` that is a pipe (a systemd machine); 1 is
 /// the value with which the kernel gives up in both cases, and a crash is reported at once.
 pub fn no_core() {
-    limit(libc::RLIMIT_CORE, 1);
+    limited(libc::RLIMIT_CORE, 1);
 }
 
 /// A bounded stack for the main thread; an unbounded one would turn endless recursion into exhausted memory. Counts
@@ -129,10 +129,11 @@ pub fn bounded_stack() {
 /// The kernel counts all that is private and writable, touched or not, stacks of threads included; shared memory, the
 /// ring above all, is not.
 pub fn bounded_memory(bytes: u64) {
-    limit(libc::RLIMIT_DATA, bytes);
+    limited(libc::RLIMIT_DATA, bytes);
 }
 
-fn limit(resource: libc::__rlimit_resource_t, value: libc::rlim_t) {
+/// At most so much of something that the kernel counts.
+pub fn limited(resource: libc::__rlimit_resource_t, value: libc::rlim_t) {
     let mut now = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -184,6 +185,20 @@ pub fn complain(words: std::fmt::Arguments<'_>) {
     let line = format!("snakepit_worker: {words}\n");
     // SAFETY: the pointer and the length are those of one string.
     unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+}
+
+/// Writes all of it; false when nobody listens any more.
+pub fn write_all(fd: RawFd, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        // SAFETY: pointer and length are those of one slice.
+        let written = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(written) {
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 /// Ends the process here and now: no destructors, which are code of a library that other threads may still run.

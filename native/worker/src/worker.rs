@@ -1,24 +1,22 @@
-//! The worker: one process, one library.
+//! The worker: one process, one library, or several that belong together.
 //!
 //! ```text
 //! main thread    hygiene, Hello, Load -> load the library -> Loaded -> executor 0
 //! keeper         control channel, heartbeat, output              (from before the load on)
 //! executor_N     the other executors                             (from after the load on)
-//! callbacks      destructors and down callbacks that the VM sets off (from the first of them on)
+//! callbacks      destructors, down callbacks, and further libraries, as the VM says (from the first of them on)
 //! select         descriptors that the library waits for          (from the first of them on)
 //! ```
 
 use crate::channel::Requests;
 use crate::executor;
+use crate::libraries::{self, bounded, tell};
 use crate::packet::{Packets, Received};
 use crate::{exit, host, keeper, process, thread};
 use snakepit_shm_core::ring::bell::{Listener, Ringer};
 use snakepit_shm_core::ring::worker::WorkerRing;
-use snakepit_wire::control::{self, Failed, FromWorker, Load, Stage, ToWorker};
-use std::ffi::OsStr;
+use snakepit_wire::control::{self, Failed, FromWorker, Load, Process, Stage, ToWorker};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 const CONTROL: RawFd = 3;
@@ -77,13 +75,13 @@ enum Leave {
 fn serve(vm: &'static Packets) -> Result<(), Leave> {
     let ring: &'static WorkerRing = Box::leak(Box::new(attach()?));
     host::when_memory_lacks(Box::leak(Box::new(|| ring.lacked(keeper::monotonic()))));
-    let load = wait_for_load(vm)?;
+    let (load, process) = wait_for_load(vm)?;
     keeper::start(vm, ring).map_err(|error| broken(format!("no thread can be started: {error}")))?;
-    host::limits(load.limits);
+    host::limits(process.limits);
     host::connect(Box::leak(Box::new(Requests::new(ring))));
-    let loaded = host::load(Path::new(OsStr::from_bytes(&load.path)), &load.load_info).map_err(described)?;
-    let executors = u32::from(load.executors).clamp(1, ring.plan().executors) as u16;
-    let spin = Duration::from_micros(load.spin_us.into());
+    let loaded = libraries::load(vm, &load).map_err(Leave::Failed)?;
+    let executors = u32::from(process.executors).clamp(1, ring.plan().executors) as u16;
+    let spin = Duration::from_micros(process.spin_us.into());
     let mut others = Vec::new();
     for index in 1..executors {
         let other = thread::spawn(c"executor", move || executor::serve(ring, index, spin))
@@ -96,7 +94,7 @@ fn serve(vm: &'static Packets) -> Result<(), Leave> {
         other.join();
     }
     if ring.stopped() {
-        host::unload();
+        host::unload_all();
     }
     process::flush_output();
     Ok(())
@@ -115,18 +113,19 @@ fn attach() -> Result<WorkerRing, Leave> {
     attached.map_err(|error| broken(format!("the ring cannot be used: {error}")))
 }
 
-fn wait_for_load(vm: &Packets) -> Result<Load, Leave> {
+fn wait_for_load(vm: &Packets) -> Result<(Load, Process), Leave> {
     let mut buffer = vec![0; control::PACKET];
     let until = Instant::now() + LOAD_DEADLINE;
     loop {
         match vm.receive(&mut buffer) {
             Received::Packet { length, .. } => {
                 return match control::decode(&buffer[..length]) {
-                    Ok(ToWorker::Load(load)) => Ok(load),
+                    Ok(ToWorker::Load(load)) => match load.process {
+                        Some(process) => Ok((load, process)),
+                        None => Err(Leave::With(exit::PROTOCOL)),
+                    },
                     Ok(ToWorker::Stop) => Err(Leave::With(exit::DONE)),
-                    Ok(ToWorker::Release { .. } | ToWorker::Answer { .. } | ToWorker::Down { .. }) => {
-                        Err(Leave::With(exit::PROTOCOL))
-                    }
+                    Ok(_) => Err(Leave::With(exit::PROTOCOL)),
                     Err(error) => Err(broken(format!("the VM's message cannot be read: {error}"))),
                 };
             }
@@ -148,30 +147,4 @@ fn broken(message: String) -> Leave {
         code: 0,
         message: bounded(message),
     })
-}
-
-fn described(mut failure: Failed) -> Leave {
-    failure.message = bounded(failure.message);
-    Leave::Failed(failure)
-}
-
-/// Sends a message. One that breaks a bound becomes a failure that says so; a VM that is gone needs none.
-fn tell(vm: &Packets, message: &FromWorker) {
-    let packet = control::encode(message).or_else(|error| {
-        control::encode(&FromWorker::Failed(Failed {
-            stage: Stage::Worker,
-            code: 0,
-            message: bounded(format!("the library cannot be described: {error}")),
-        }))
-    });
-    match packet {
-        Ok(packet) => drop(vm.send_patiently(&packet)),
-        Err(error) => process::complain(format_args!("a message cannot be written: {error}")),
-    }
-}
-
-/// As much of a text as a message takes.
-fn bounded(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(control::MESSAGE));
-    text
 }

@@ -106,7 +106,7 @@ fn a_library_of_another_machine() {
     // e_machine: of RISC-V.
     bytes[18..20].copy_from_slice(&[243, 0]);
     std::fs::write(&file, &bytes).unwrap();
-    fails(&path, "WrongArchitecture", "Riscv64");
+    fails(&path, "WrongArchitecture", "riscv");
     bytes[4] = 1;
     std::fs::write(&file, &bytes).unwrap();
     fails(&path, "WrongArchitecture", "32-bit");

@@ -68,9 +68,11 @@ defmodule Snakepit.Isolation.DropInRefusedTest do
     on_exit(fn -> if Process.alive?(cover), do: :cover.stop() end)
     assert {:ok, ^module} = :cover.compile_beam(module)
     assert here?(module)
-    not_isolated(module, [sandbox: :none], :unsupported_module, ~r/coverage/)
-    gone(os_pid)
+    assert {:error, %Error{reason: :unsupported_module} = error} = Isolation.isolate(module, sandbox: :none)
+    assert Exception.message(error) =~ "coverage"
+    assert :ok = Isolation.restore(module)
     assert here?(module)
+    gone(os_pid)
   end
 
   test "a file that is no beam, and one of another module" do

@@ -14,7 +14,7 @@ defmodule Snakepit.Isolation.RewrittenCodeTest do
 
   defp rewritten(module) do
     {:ok, source} = Source.find(module)
-    {:ok, rewritten} = Rewriter.rewrite(source)
+    {:ok, rewritten} = Rewriter.rewrite(source, :"a slot")
     {source, rewritten}
   end
 

@@ -70,14 +70,16 @@ defmodule Snakepit.Native.IsolationProcessTest do
   test "a library that is not there is told with its stage" do
     {warden, _} = warden()
     {worker, _} = worker(warden, 1)
-    assert :ok = Native.worker_load(worker, "/nowhere/nothing", [{:any, "term"}])
+    assert :ok = Native.worker_load(worker, {0, nil, false}, "/nowhere/nothing", [{:any, "term"}])
     assert {:failed, %{stage: stage, code: code, message: message}} = said(worker)
     assert is_atom(stage) and is_integer(code) and is_binary(message)
   end
 
   test "a load info that does not fit a packet" do
     {:ok, worker} = Native.worker_new(spec())
-    assert {:error, {:too_large, %{message: _}}} = Native.worker_load(worker, "/x", :binary.copy("x", 100_000))
+
+    assert {:error, {:too_large, %{message: _}}} =
+             Native.worker_load(worker, {0, nil, false}, "/x", :binary.copy("x", 100_000))
   end
 
   test "a closed worker has nothing left open" do

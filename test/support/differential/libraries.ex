@@ -5,10 +5,10 @@ defmodule Snakepit.Differential.Libraries do
   import Snakepit.Differential.Terms
 
   alias Snakepit.Differential.Crypto
-  alias Snakepit.{Differential, NativeFixture}
+  alias Snakepit.{Differential, EspressoFixture, NativeFixture}
 
   @spec names() :: [atom()]
-  def names, do: [:adder, :cpp, :jiffy, :asn1rt_nif, :crypto] ++ NativeFixture.rustlers()
+  def names, do: [:adder, :cpp, :jiffy, :asn1rt_nif, :crypto, :espresso] ++ NativeFixture.rustlers()
 
   @spec library(atom()) :: Differential.library()
   def library(:adder) do
@@ -137,6 +137,21 @@ defmodule Snakepit.Differential.Libraries do
   end
 
   def library(:crypto), do: Crypto.library()
+
+  def library(:espresso) do
+    bits = fn characters, count -> :proper_types.vector(count, one_of(characters)) end
+
+    pla =
+      bind({list({bits.([?0, ?1, ?-], 5), bits.([?0, ?1, ?-], 2)}), one_of(~w(f fd))}, fn {cubes, type} ->
+        IO.iodata_to_binary([".i 5\n.o 2\n.type #{type}\n", for({i, o} <- cubes, do: [i, " ", o, "\n"]), ".e\n"])
+      end)
+
+    %{
+      path: :espresso,
+      calls: for(example <- EspressoFixture.examples(), do: {:minimize, [example]}) ++ [minimize: [:no_text]],
+      any: [minimize: [pla]]
+    }
+  end
 
   def library(rustler) do
     named = fn values ->

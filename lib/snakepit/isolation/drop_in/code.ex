@@ -14,11 +14,18 @@ defmodule Snakepit.Isolation.DropIn.Code do
       else: {:error, Error.new(:in_use, module, nil, %{pids: users(module)})}
   end
 
+  @doc "Room for another version: the current one becomes the old one, if there is a current one."
+  @spec make_room(module()) :: :ok | {:error, Error.t()}
+  def make_room(module), do: if(:erlang.module_loaded(module), do: purge(module), else: :ok)
+
   @doc "The same, for those who do not mind."
+
   @spec purged?(module()) :: boolean()
   def purged?(module), do: :code.soft_purge(module)
 
-  defp users(module), do: Enum.filter(Process.list(), &(:erlang.check_process_code(&1, module) == true))
+  @doc "Who runs in old code of the module."
+  @spec users(module()) :: [pid()]
+  def users(module), do: Enum.filter(Process.list(), &(:erlang.check_process_code(&1, module) == true))
 
   @doc "Loads a beam, whose on_load runs. When that fails, the module is as before."
   @spec load(module(), charlist(), binary()) :: :ok | {:error, Error.t()}

@@ -4,18 +4,22 @@ defmodule Snakepit.Isolation.DropIn.Loader do
   # library opens in a worker. Called by the module's own code, in whichever process that runs; often that of on_load.
 
   alias Snakepit.Isolation
-  alias Snakepit.Isolation.{DropIn, Error, Library}
+  alias Snakepit.Isolation.{DropIn, Error, Fit, Library, Options}
 
   # `:badarg` is raised by the caller.
   @type answer :: :ok | :badarg | {:error, {atom(), charlist()}}
 
-  @spec load_nif(module(), term(), term()) :: answer()
-  def load_nif(module, path, load_info) do
+  @doc "`slot`: of the version whose code calls it."
+  @spec load_nif(module(), atom(), term(), term()) :: answer()
+  def load_nif(module, slot, path, load_info) do
     # It may be called by several processes at once, and only one of them loads.
     alone(module, fn ->
+      DropIn.swept(module)
+
       case DropIn.fetch(module) do
-        nil -> failed(:bad_lib, "#{inspect(module)} is no longer isolated")
-        state -> if path?(path), do: first(state, path, load_info), else: :badarg
+        %{slot: ^slot} = state -> if path?(path), do: first(state, path, load_info), else: :badarg
+        %{old: ^slot} -> failed(:old_code, "Calling load_nif from old module '#{module}' not allowed")
+        _ -> failed(:bad_lib, "#{inspect(module)} is no longer isolated")
       end
     end)
   end
@@ -44,29 +48,17 @@ defmodule Snakepit.Isolation.DropIn.Loader do
 
   @doc "Loads a library that fits the module."
   @spec open(DropIn.state(), term(), term()) :: {:ok, Library.t()} | {:error, Error.t()}
-  def open(state, path, load_info) do
-    with {:ok, library} <- Isolation.load(path, [load_info: load_info] ++ state.options),
-         do: fitting(library, state)
+  def open(%{module: module} = state, path, load_info) do
+    fits = Fit.new(module, Map.keys(state.functions), state.declared)
+
+    with {:ok, options} <- Options.load(path, [load_info: load_info] ++ state.options),
+         do: Isolation.load_checked(%{options | fits: fits}, predecessor(state))
   end
 
-  # As the VM: all of the library's functions are the module's.
-  defp fitting(%Library{module: name} = library, %{module: name, functions: functions, declared: declared}) do
-    case Enum.find(library.functions, &(not is_map_key(functions, &1))) do
-      nil ->
-        {:ok, library}
-
-      {function, arity} ->
-        what = if declared, do: "Function not declared as nif", else: "Function not found"
-        misfit(library, "#{what} #{name}:#{function}/#{arity}")
-    end
-  end
-
-  defp fitting(library, %{module: module}),
-    do: misfit(library, "Library module name '#{library.module}' does not match calling module '#{module}'")
-
-  defp misfit(library, message) do
-    Isolation.unload(library)
-    {:error, Error.new(:not_loaded, library.id, nil, %{because: :misfit, message: message})}
+  # Whose data and types the library may take over. One whose processes have ended has none.
+  defp predecessor(%{old: old}) do
+    with %Library{table: table, number: number} = library <- DropIn.loaded_in(old),
+         do: if(Library.entry(table, number), do: library)
   end
 
   # The VM's atoms, and its words where code might look at them.
@@ -74,6 +66,11 @@ defmodule Snakepit.Isolation.DropIn.Loader do
 
   defp answer(%Error{details: %{stage: :load_callback, code: code}}),
     do: failed(:load, "Library load-call unsuccessful (#{code}).")
+
+  defp answer(%Error{details: %{stage: :upgrade_callback, code: 0, message: message}}), do: failed(:upgrade, message)
+
+  defp answer(%Error{details: %{stage: :upgrade_callback, code: code}}),
+    do: failed(:upgrade, "Library upgrade-call unsuccessful (#{code}).")
 
   defp answer(%Error{details: %{stage: :no_init, message: message}}),
     do: failed(:bad_lib, "Failed to find library init function: '#{message}'")

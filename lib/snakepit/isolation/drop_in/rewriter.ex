@@ -13,7 +13,7 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
   # The slot is an atom of the module's own, filled by `DropIn.Loader`. Until then, and for functions that the library does
   # not have, a gate costs 10 ns. That is the price for running the module's own code once, and as it is.
 
-  alias Snakepit.Isolation.DropIn.{Loader, Source}
+  alias Snakepit.Isolation.DropIn.{Loader, Prepared, Source}
   alias Snakepit.Isolation.Error
 
   @enforce_keys [:beam, :slot, :functions, :declared]
@@ -35,14 +35,27 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
 
   @transforms [:parse_transform, :core_transform]
 
-  @spec rewrite(Source.t()) :: {:ok, t()} | {:error, Error.t()}
-  def rewrite(%Source{module: module, forms: forms} = source) do
-    slot = slot(module)
-    declared = declared(forms)
-    functions = candidates(forms, declared)
+  @doc """
+  `slot` is the key of this version's persistent term; code that was rewritten for a release has its own.
+  """
+  @spec rewrite(Source.t(), atom()) :: {:ok, t()} | {:error, Error.t()}
+  def rewrite(%Source{prepared: %__MODULE__{} = rewritten}, _slot), do: {:ok, rewritten}
+  def rewrite(%Source{forms: forms} = source, slot), do: rewrite(source, forms, slot)
+
+  @doc "For a release: code that waits until the module is isolated there (`DropIn.Prepared`)."
+  @spec prepare(Source.t()) :: {:ok, t()} | {:error, Error.t()}
+  def prepare(%Source{module: module, forms: forms, beam: beam} = source) do
+    {:ok, {^module, md5}} = :beam_lib.md5(beam)
+    slot = version_slot(module, md5)
+    rewrite(source, Prepared.wait(forms, module, slot), slot)
+  end
+
+  defp rewrite(%Source{module: module} = source, forms, slot) do
+    declared = declared(source.forms)
+    functions = candidates(source.forms, declared)
     forms = Enum.map(versions(source) ++ forms, &strip/1)
 
-    case load_nif(forms, module) do
+    case load_nif(forms, {module, slot}) do
       {_, 0} ->
         Source.refuse(module, :no_load_nif)
 
@@ -62,14 +75,17 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
     end
   end
 
-  @doc "The key of a module's persistent term. An atom, which is found in a third of the time that a tuple takes."
-  @spec slot(module()) :: atom()
-  def slot(module), do: String.to_atom("snakepit isolated " <> short(Atom.to_string(module)))
+  @doc "A key that is none of those. An atom, which is found in a third of the time that a tuple takes. The VM has two versions of a module at a time."
+  @spec slot(module(), [atom()]) :: atom()
+  def slot(module, taken) do
+    name = "snakepit isolated " <> short(Atom.to_string(module))
+    Enum.find([String.to_atom(name) | for(n <- 2..3, do: String.to_atom("#{name} #{n}"))], &(&1 not in taken))
+  end
 
   @doc "The same, of code whose gates stand in an order of their own: `definition` is what they go by."
-  @spec slot(module(), term()) :: atom()
-  def slot(module, definition),
-    do: String.to_atom("#{slot(module)} #{Integer.to_string(:erlang.phash2(definition, 0x1_0000_0000), 36)}")
+  @spec version_slot(module(), term()) :: atom()
+  def version_slot(module, definition),
+    do: String.to_atom("#{slot(module, [])} #{Integer.to_string(:erlang.phash2(definition, 0x1_0000_0000), 36)}")
 
   # An atom has 255 characters.
   defp short(name) do
@@ -123,7 +139,7 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
   # ── load_nif ──────────────────────────────────────────────────────────────────────────────────────────────────
 
   # Only explicit calls: through a fun, or by apply with a list that is not written out, the VM refuses to load anything.
-  defp load_nif(forms, module) do
+  defp load_nif(forms, version) do
     imported? =
       Enum.any?(forms, fn
         {:attribute, _, :import, {:erlang, functions}} -> {:load_nif, 2} in functions
@@ -131,7 +147,7 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
       end)
 
     Enum.map_reduce(forms, 0, fn
-      {:function, _, _, _, _} = form, count -> walk(form, count, {module, imported?})
+      {:function, _, _, _, _} = form, count -> walk(form, count, {version, imported?})
       form, count -> {form, count}
     end)
   end
@@ -173,14 +189,14 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
   defp deeper(other, count, _context), do: {other, count}
 
   # The error is raised here: the function that calls load_nif is on the stack then, as it is in the VM.
-  defp replace(anno, arguments, count, {module, _} = context) do
+  defp replace(anno, arguments, count, {{module, slot}, _} = context) do
     {arguments, count} = deeper(arguments, count, context)
     # A name for each, since they may stand in one function.
     answer = variable(anno, "answer #{count}")
     badarg = {:atom, anno, :badarg}
 
     call =
-      {:case, anno, remote(anno, Loader, :load_nif, [{:atom, anno, module} | arguments]),
+      {:case, anno, remote(anno, Loader, :load_nif, [{:atom, anno, module}, {:atom, anno, slot} | arguments]),
        [
          {:clause, anno, [badarg], [], [remote(anno, :erlang, :error, [badarg])]},
          {:clause, anno, [answer], [], [answer]}
@@ -251,7 +267,9 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
 
   defp generated(anno), do: :erl_anno.set_generated(true, anno)
 
-  defp remote(anno, module, name, arguments),
+  @doc false
+  @spec remote(:erl_anno.anno(), module(), atom(), [tuple()]) :: tuple()
+  def remote(anno, module, name, arguments),
     do: {:call, anno, {:remote, anno, {:atom, anno, module}, {:atom, anno, name}}, arguments}
 
   # No variable of a source text has a space in its name.

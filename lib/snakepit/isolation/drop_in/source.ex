@@ -3,10 +3,11 @@ defmodule Snakepit.Isolation.DropIn.Source do
   # A module as its beam file has it: abstract code, and what the rewritten module must have too. Says which modules
   # cannot be isolated, and why.
 
+  alias Snakepit.Isolation.DropIn.{Prepared, Rewriter}
   alias Snakepit.Isolation.Error
 
   @enforce_keys [:module, :file, :beam, :forms, :exports, :attributes, :compile]
-  defstruct [:module, :file, :beam, :forms, :exports, :attributes, :compile]
+  defstruct [:module, :file, :beam, :forms, :exports, :attributes, :compile, :prepared]
 
   @type t :: %__MODULE__{
           module: module(),
@@ -15,7 +16,9 @@ defmodule Snakepit.Isolation.DropIn.Source do
           forms: [tuple()],
           exports: [{atom(), arity()}],
           attributes: keyword(),
-          compile: keyword()
+          compile: keyword(),
+          # Rewritten already, when a release was built; `beam` is the original.
+          prepared: Rewriter.t() | nil
         }
 
   @doc "The module in the code path, or where it has been loaded from."
@@ -47,6 +50,20 @@ defmodule Snakepit.Isolation.DropIn.Source do
   @doc "The module in a beam; `file` is where it says that it comes from."
   @spec read(module(), charlist(), binary()) :: {:ok, t()} | {:error, Error.t()}
   def read(module, file, beam) do
+    case Prepared.unpack(module, file, beam) do
+      {:ok, rewritten, original} ->
+        empty = %{forms: [], exports: [], attributes: [], compile: []}
+        {:ok, struct!(__MODULE__, Map.merge(empty, %{module: module, file: file, beam: original, prepared: rewritten}))}
+
+      :none ->
+        parse(module, file, beam)
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
+
+  defp parse(module, file, beam) do
     with {:ok, forms} <- forms(module, file, beam),
          {:ok, {^module, chunks}} <- :beam_lib.chunks(beam, [:exports, :attributes, :compile_info]),
          :ok <- others(module, chunks[:exports]) do

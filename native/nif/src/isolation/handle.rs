@@ -44,6 +44,11 @@ pub trait Object: Send + Sync + Sized + 'static {
         let _ = event;
     }
 
+    /// The VM has no term of it any more; it is dropped next. `env` is nobody's.
+    fn ended(&self, env: *mut ErlNifEnv) {
+        let _ = env;
+    }
+
     /// A process of [`Ref::watch`] has ended. `env` is nobody's.
     fn down(handle: Handle<Self>, env: *mut ErlNifEnv, pid: ErlNifPid, watch: Watch) {
         let _ = (handle, env, pid, watch);
@@ -86,11 +91,14 @@ pub fn register<T: Object>(env: Env<'_>) -> bool {
     !kind.is_null()
 }
 
-unsafe extern "C" fn destroyed<T: Object>(_env: *mut ErlNifEnv, object: *mut c_void) {
+unsafe extern "C" fn destroyed<T: Object>(env: *mut ErlNifEnv, object: *mut c_void) {
     let object = object.cast::<T>();
     // A panic must not cross into the VM; what it leaves behind is leaked.
     // SAFETY: the last use of the object, which `Handle::new` has written.
-    let _ = catch_unwind(AssertUnwindSafe(|| unsafe { object.drop_in_place() }));
+    let _ = catch_unwind(AssertUnwindSafe(|| unsafe {
+        (*object).ended(env);
+        object.drop_in_place();
+    }));
 }
 
 unsafe extern "C" fn stopped<T: Object>(

@@ -8,10 +8,15 @@
 //! reference, and only a living one; so that is what is kept of it here.
 
 use super::handle::{Kind, Object};
+use crate::atoms;
 use parking_lot::{Mutex, MutexGuard};
+use rustler::sys::{ErlNifEnv, ErlNifPid, enif_send};
+use rustler::{Encoder, Env};
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::sync::Arc;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// References that the VM has dropped and the worker does not know of yet.
 #[derive(Debug)]
@@ -20,7 +25,19 @@ pub struct Releases {
     /// None when the worker is dead.
     ids: Mutex<Option<Vec<u64>>>,
     known: Mutex<Known>,
+    /// Who is told that there is something to be taken.
+    owner: OnceLock<Owner>,
+    /// It was, and has not looked since.
+    told: AtomicBool,
 }
+
+#[derive(Debug)]
+struct Owner(ErlNifPid);
+
+// SAFETY: a pid is a word.
+unsafe impl Send for Owner {}
+// SAFETY: as above.
+unsafe impl Sync for Owner {}
 
 /// The resources that there are, or were a moment ago.
 #[derive(Debug, Default)]
@@ -59,6 +76,8 @@ impl Releases {
             incarnation,
             ids: Mutex::new(Some(Vec::new())),
             known: Mutex::default(),
+            owner: OnceLock::new(),
+            told: AtomicBool::new(false),
         }
     }
 
@@ -78,8 +97,29 @@ impl Releases {
         }
     }
 
+    /// Sends `{:releases, incarnation}` to this process when there is something to take, and again when there is after it has
+    /// taken. Once.
+    pub fn tells(&self, owner: ErlNifPid) {
+        let _ = self.owner.set(Owner(owner));
+    }
+
+    fn tell(&self, env: *mut ErlNifEnv) {
+        // AcqRel: pairs with the Release of `take`; who takes after that finds what was given back before this.
+        if self.told.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(Owner(owner)) = self.owner.get() {
+            // SAFETY: the environment is the callback's, and alive for the whole of it.
+            let safe = unsafe { Env::new(&(), env) };
+            let message = (atoms::releases(), self.incarnation).encode(safe);
+            // SAFETY: the message is of the environment and is copied. An owner that is gone needs none.
+            unsafe { enif_send(env, &raw const *owner, null_mut(), message.as_c_arg()) };
+        }
+    }
+
     /// Takes at most `most` of them.
     pub fn take(&self, most: usize) -> Vec<u64> {
+        self.told.store(false, Ordering::Release);
         let mut ids = self.ids.lock();
         ids.as_mut().map_or_else(Vec::new, |ids| {
             let rest = ids.len() - ids.len().min(most);
@@ -130,7 +170,6 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        self.releases.give_back(self.id);
         self.releases.known().remove(self.id, self.mark);
     }
 }
@@ -142,5 +181,10 @@ impl Object for Remote {
 
     fn kind() -> &'static Kind {
         &KIND
+    }
+
+    fn ended(&self, env: *mut ErlNifEnv) {
+        self.releases.give_back(self.id);
+        self.releases.tell(env);
     }
 }

@@ -6,6 +6,7 @@
 use super::failure::{Unmakeable, Unreadable};
 use super::handle::{Handle, Ref};
 use super::names::{Holder, Names};
+use super::recent_atoms;
 use super::remote::Remote;
 use super::worker::Worker;
 use parking_lot::Mutex;
@@ -522,7 +523,7 @@ impl Builder for VmBuilder<'_> {
     #[inline]
     fn atom(&mut self, text: &str) -> Result<ErlNifTerm, Unmakeable> {
         if text.is_ascii() {
-            self.narrow_atom(text.as_bytes())
+            recent_atoms::atom(text.as_bytes(), || self.narrow_atom(text.as_bytes()))
         } else {
             self.wide_atom(text)
         }

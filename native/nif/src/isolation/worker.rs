@@ -27,8 +27,11 @@ use snakepit_shm_core::mapping::Permit;
 use snakepit_shm_core::ring::bell::{self, Listener, Ringer, Wait};
 use snakepit_shm_core::ring::vm::{VmRing, Woken};
 use snakepit_shm_core::ring::{Caller, ExecutorStatus, WorkerStatus};
-use snakepit_wire::control::{self, FromWorker, Function, Load, Loaded, RELEASES, Stage, ToWorker};
+use snakepit_wire::control::{
+    self, Failed, FromWorker, Function, LIBRARIES, Load, Loaded, Process, RELEASES, Stage, ToWorker,
+};
 use snakepit_wire::{Limits, Name, NameKind};
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -78,7 +81,10 @@ pub struct Worker {
     parked: Box<[Parked]>,
     /// Numbers of calls that were given up and may still be worked on.
     given_up: Mutex<Vec<u64>>,
-    functions: OnceLock<Vec<Function>>,
+    /// Tables of the libraries that it has loaded, by number.
+    functions: Mutex<HashMap<u32, Arc<[Function]>>>,
+    /// It was told how to work, with its first library.
+    begun: AtomicBool,
     queue: OnceLock<Arc<SlotQueue>>,
     faulty: AtomicBool,
     /// What is to be done when a call ends: `SHORT`, `LEAVING`, `GIVEN_UP`.
@@ -171,7 +177,8 @@ impl Worker {
             releases: Arc::new(Releases::new(incarnation)),
             parked: (0..plan.slots).map(|_| Mutex::new(None)).collect(),
             given_up: Mutex::new(Vec::new()),
-            functions: OnceLock::new(),
+            functions: Mutex::default(),
+            begun: AtomicBool::new(false),
             queue: OnceLock::new(),
             faulty: AtomicBool::new(false),
             marks: AtomicU8::new(0),
@@ -222,8 +229,9 @@ impl Worker {
         &self.releases
     }
 
-    pub fn functions(&self) -> Option<&[Function]> {
-        self.functions.get().map(Vec::as_slice)
+    /// The table of a library, once it is loaded.
+    pub fn functions(&self, library: u32) -> Option<Arc<[Function]>> {
+        self.functions.lock().get(&library).cloned()
     }
 
     /// Tells the callers that wait for a slot of its pool when one is free. Once.
@@ -492,7 +500,11 @@ fn worker_new<'a>(env: Env<'a>, spec: Term<'a>) -> NifResult<Term<'a>> {
     Ok(match Worker::new(&spec, grants) {
         Ok(worker) => {
             let worker = Handle::new(worker);
-            let owner = self_pid(env).and_then(|pid| worker.borrow().watch(env.as_c_arg(), &pid));
+            let pid = self_pid(env);
+            if let Some(pid) = pid {
+                worker.releases.tells(pid);
+            }
+            let owner = pid.and_then(|pid| worker.borrow().watch(env.as_c_arg(), &pid));
             if let Some(owner) = owner {
                 let _ = worker.owner.set(owner);
             }
@@ -531,9 +543,18 @@ fn worker_receive<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
     Ok(match control::decode::<FromWorker>(&packet) {
         Ok(message) => {
             let term = message_term(env, &message);
-            if let FromWorker::Loaded(loaded) = message {
-                // A second one changes nothing here, and is refused by the Worker.
-                let _ = worker.functions.set(loaded.functions);
+            match message {
+                // A second one changes nothing here. Whether it was asked for, the Worker looks before it has the table used.
+                FromWorker::Loaded(loaded) => {
+                    let mut functions = worker.functions.lock();
+                    if functions.len() < LIBRARIES {
+                        functions.entry(loaded.library).or_insert(loaded.functions.into());
+                    }
+                }
+                FromWorker::Unloaded { library } => {
+                    worker.functions.lock().remove(&library);
+                }
+                _ => {}
             }
             (atoms::ok(), term).encode(env)
         }
@@ -548,16 +569,22 @@ fn message_term<'a>(env: Env<'a>, message: &FromWorker) -> Term<'a> {
     use crate::atoms as a;
     match message {
         FromWorker::Hello { pid, .. } => (a::hello(), pid).encode(env),
+        FromWorker::Opened(loaded) => (a::opened(), loaded_term(env, loaded)).encode(env),
         FromWorker::Loaded(loaded) => (a::loaded(), loaded_term(env, loaded)).encode(env),
-        FromWorker::Failed(failed) => {
-            let details = [
-                (a::stage(), stage(failed.stage).encode(env)),
-                (a::code(), failed.code.encode(env)),
-                (a::message(), failed.message.encode(env)),
-            ];
-            (a::failed(), map(env, &details)).encode(env)
-        }
+        FromWorker::Failed(failed) => (a::failed(), failed_term(env, failed)).encode(env),
+        FromWorker::NotLoaded { library, failed } => (a::not_loaded(), library, failed_term(env, failed)).encode(env),
+        FromWorker::Unloaded { library } => (a::unloaded(), library).encode(env),
     }
+}
+
+fn failed_term<'a>(env: Env<'a>, failed: &Failed) -> Term<'a> {
+    use crate::atoms as a;
+    let details = [
+        (a::stage(), stage(failed.stage).encode(env)),
+        (a::code(), failed.code.encode(env)),
+        (a::message(), failed.message.encode(env)),
+    ];
+    map(env, &details)
 }
 
 fn loaded_term<'a>(env: Env<'a>, loaded: &Loaded) -> Term<'a> {
@@ -568,6 +595,7 @@ fn loaded_term<'a>(env: Env<'a>, loaded: &Loaded) -> Term<'a> {
         .map(|function| (function.name.as_str(), function.arity, function.flags))
         .collect();
     let pairs = [
+        (a::library(), loaded.library.encode(env)),
         (a::module(), loaded.module.encode(env)),
         (a::functions(), functions.encode(env)),
         (a::nif_version(), (loaded.nif_major, loaded.nif_minor).encode(env)),
@@ -589,12 +617,20 @@ fn stage(stage: Stage) -> Atom {
         Stage::NifVersion => a::nif_version(),
         Stage::LoadInfo => a::load_info(),
         Stage::LoadCallback => a::load_callback(),
+        Stage::UpgradeCallback => a::upgrade_callback(),
+        Stage::Unwanted => a::unwanted(),
         Stage::Worker => a::worker(),
     }
 }
 
 #[rustler::nif]
-fn worker_load<'a>(env: Env<'a>, worker: Term<'a>, path: Binary<'a>, load_info: Term<'a>) -> NifResult<Term<'a>> {
+fn worker_load<'a>(
+    env: Env<'a>,
+    worker: Term<'a>,
+    (library, replaces, asks): (u32, Option<u32>, bool),
+    path: Binary<'a>,
+    load_info: Term<'a>,
+) -> NifResult<Term<'a>> {
     let worker = Ref::<Worker>::of(worker)?;
     let mut kept = Vec::new();
     let sent = scratch::encode_one(env, &worker, load_info, &mut kept, control::LOAD_INFO)
@@ -603,16 +639,38 @@ fn worker_load<'a>(env: Env<'a>, worker: Term<'a>, path: Binary<'a>, load_info: 
             other => other,
         })
         .and_then(|load_info| {
-            worker.send(&ToWorker::Load(Load {
-                path: path.as_slice().to_vec(),
-                load_info,
+            // Relaxed: its owner alone says what to load.
+            let process = (!worker.begun.load(Ordering::Relaxed)).then(|| Process {
                 executors: worker.executors,
                 spin_us: worker.spin_us,
                 limits: *worker.limits(),
-            }))
+            });
+            let load = Load {
+                library,
+                replaces,
+                asks,
+                process,
+                path: path.as_slice().to_vec(),
+                load_info,
+            };
+            worker.send(&ToWorker::Load(load))?;
+            worker.begun.store(true, Ordering::Relaxed);
+            Ok(())
         });
     // The names of a load info stay: a library keeps what it is loaded with.
     Ok(done(env, sent))
+}
+
+#[rustler::nif]
+fn worker_proceed<'a>(env: Env<'a>, worker: Term<'a>, library: u32) -> NifResult<Term<'a>> {
+    let worker = Ref::<Worker>::of(worker)?;
+    Ok(done(env, worker.send(&ToWorker::Proceed { library })))
+}
+
+#[rustler::nif]
+fn worker_unload<'a>(env: Env<'a>, worker: Term<'a>, library: u32) -> NifResult<Term<'a>> {
+    let worker = Ref::<Worker>::of(worker)?;
+    Ok(done(env, worker.send(&ToWorker::Unload { library })))
 }
 
 #[rustler::nif]

@@ -1,19 +1,27 @@
 //! The thread that runs what the VM sets off: destructors of objects whose last handle it has dropped, and down callbacks of
-//! monitors. Not the one that hears the VM: a callback may ask the VM something, and wait for the answer.
+//! monitors, load and unload callbacks of the libraries after the first. Not the one that hears the VM: a callback may ask the VM something, and wait for the answer.
 
 use super::monitor;
 use super::resource;
 use crate::thread;
+use std::fmt;
 use std::sync::LazyLock;
 use std::sync::mpsc::{self, Sender};
 
 /// What the VM has told.
-#[derive(Debug)]
 pub enum Work {
     Release(Vec<u64>),
     Down(u64),
+    /// Loading and unloading.
+    Other(Box<dyn FnOnce() + Send>),
     /// Nothing; drops the sender.
     Settle(Sender<()>),
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Work")
+    }
 }
 
 /// Started by the first of it; a worker that has neither resources nor monitors has no such thread.
@@ -45,6 +53,7 @@ fn run(work: Work) {
     match work {
         Work::Release(numbers) => resource::dropped(&numbers),
         Work::Down(number) => monitor::down(number),
+        Work::Other(work) => work(),
         Work::Settle(done) => drop(done),
     }
 }

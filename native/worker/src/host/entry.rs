@@ -1,7 +1,7 @@
 //! `ErlNifEntry`: what `nif_init` gives. Its fields depend on the version that the library was built for.
 
-use super::env::{Env, Nif};
-use super::term::Term;
+use super::env::Nif;
+use super::library::{LoadCallback, UnloadCallback, UpgradeCallback};
 use snakepit_wire::control::{Failed, Function, Stage};
 use std::collections::HashSet;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -9,9 +9,6 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 /// The newest version that this host speaks.
 pub const MAJOR: c_int = 2;
 pub const MINOR: c_int = 18;
-
-type Load = unsafe extern "C" fn(*mut Env, *mut *mut c_void, Term) -> c_int;
-pub type Unload = unsafe extern "C" fn(*mut Env, *mut c_void);
 
 /// As of 2.0. Later fields (`vm_variant` from 2.1, `options` from 2.7, the size of the resource type's callbacks from
 /// 2.12, `min_erts` from 2.14) lie behind these.
@@ -23,10 +20,10 @@ struct Raw {
     name: *const c_char,
     functions: c_int,
     table: *const u8,
-    load: Option<Load>,
+    load: Option<LoadCallback>,
     reload: *const c_void,
-    upgrade: *const c_void,
-    unload: Option<Unload>,
+    upgrade: Option<UpgradeCallback>,
+    unload: Option<UnloadCallback>,
     vm_variant: *const c_char,
 }
 
@@ -50,8 +47,9 @@ const MOST: c_int = 100_000;
 pub struct Entry {
     pub module: String,
     pub minor: u8,
-    pub load: Option<Load>,
-    pub unload: Option<Unload>,
+    pub load: Option<LoadCallback>,
+    pub upgrade: Option<UpgradeCallback>,
+    pub unload: Option<UnloadCallback>,
     pub functions: Vec<(Function, Nif)>,
 }
 
@@ -116,6 +114,7 @@ impl Entry {
             module,
             minor: minor as u8,
             load: raw.load,
+            upgrade: raw.upgrade,
             unload: raw.unload,
             functions,
         })

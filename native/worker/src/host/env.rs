@@ -6,6 +6,7 @@
 use super::buffer::Buffer;
 use super::held;
 use super::known::Sought;
+use super::library::Library;
 use super::resource::{self, Object};
 use super::term::{Handle, Term};
 use snakepit_wire::Name;
@@ -63,6 +64,8 @@ pub struct Env {
     /// The calling process, as a word; THE_NON_VALUE when there is none.
     pub caller: Term,
     pub kind: Kind,
+    /// Whose functions or callbacks run on it; none for independent ones.
+    pub library: Option<&'static Library>,
 }
 
 impl Env {
@@ -79,6 +82,7 @@ impl Env {
             scheduled: None,
             caller: Term::NON_VALUE,
             kind,
+            library: None,
         })
     }
 
@@ -86,8 +90,10 @@ impl Env {
         Self::new(Kind::Call)
     }
 
-    pub fn callback() -> Box<Self> {
-        Self::new(Kind::Callback)
+    pub fn callback(library: Option<&'static Library>) -> Box<Self> {
+        let mut env = Self::new(Kind::Callback);
+        env.library = library;
+        env
     }
 
     pub fn independent() -> Box<Self> {

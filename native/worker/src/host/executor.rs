@@ -2,7 +2,7 @@
 //! encodes what comes of it, clears the env.
 
 use super::env::Env;
-use super::load;
+use super::library::Running;
 use super::missing;
 use super::term::Term;
 use super::wire::{Answers, Arguments, Refusal};
@@ -73,6 +73,7 @@ pub struct Executor {
     limits: Limits,
     /// A call was made since the env was cleared.
     used: bool,
+    running: &'static Running,
 }
 
 // SAFETY: the env is the executor's alone, its buffers and objects are counted atomically, and between calls no term and
@@ -101,6 +102,7 @@ impl Executor {
             answers: Answers::default(),
             limits: bounds(),
             used: false,
+            running: Running::register(),
         }
     }
 
@@ -116,24 +118,26 @@ impl Executor {
         // SAFETY: the library function has returned; the env is the executor's alone.
         unsafe { (*self.env).clear() };
         self.used = false;
+        self.running.leave();
         NUMBER.set(NO_CALL);
     }
 
     #[inline]
     pub fn call<S: Sink>(&mut self, call: &Call<'_>, answer: &mut S) -> Outcome {
-        let Some(function) = load::function(call.function, call.arity) else {
-            return Outcome::BadArguments(format!("there is no function {}/{}", call.function, call.arity));
-        };
         if self.used {
             let number = NUMBER.get();
             self.clear();
             NUMBER.set(number);
         }
+        let Some((function, library)) = self.running.enter(call.function, call.arity) else {
+            return Outcome::BadArguments(format!("there is no function {}/{}", call.function, call.arity));
+        };
         self.used = true;
         missing::taken();
         let arguments = {
             // SAFETY: no library function runs on this env now, so this is the only reference to it.
             let env = unsafe { &mut *self.env };
+            env.library = Some(library);
             env.caller = Term::local(call.caller).unwrap_or(Term::NON_VALUE);
             // What the VM sends is bounded there, and by the slot; nothing of it is refused here again.
             const SENT: Limits = Limits {

@@ -1,52 +1,32 @@
-//! Loading the library of this process, as `erlang:load_nif/2` does.
+//! Loading and unloading libraries, as `erlang:load_nif/2` and the purge of a module's code do.
 
 use super::elf;
-use super::entry::{Entry, MAJOR, Unload};
-use super::env::{Env, Nif};
+use super::entry::{Entry, MAJOR};
+use super::env::Env;
+use super::library::{self, Function, Library};
 use super::missing;
 use super::option;
+use super::resource;
 use super::symbols;
 use super::wire::Arguments;
+use super::{atom, term::Term};
+use crate::thread;
 use snakepit_wire::control::{Failed, Loaded, Stage};
 use snakepit_wire::{Decoder, Limits, SliceSource};
 use std::ffi::{CStr, CString, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::ptr;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// A function of the library.
-#[derive(Debug, Clone, Copy)]
-pub struct Function {
-    pub nif: Nif,
-    pub arity: u32,
-    /// `ERL_NIF_DIRTY_JOB_CPU_BOUND`, `ERL_NIF_DIRTY_JOB_IO_BOUND`, or 0.
-    pub flags: u32,
-}
-
-/// In the order of the library's table.
-static FUNCTIONS: OnceLock<Vec<Function>> = OnceLock::new();
-static UNLOAD: OnceLock<Option<Unload>> = OnceLock::new();
-static MODULE: OnceLock<String> = OnceLock::new();
-static PRIVATE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-
-/// The function at a position of the table, if it has this arity.
-#[inline]
-pub fn function(position: u32, arity: u32) -> Option<Function> {
-    let function = FUNCTIONS.get()?.get(position as usize)?;
-    (function.arity == arity).then_some(*function)
-}
-
-/// The library's module; empty before it is known.
-pub fn module() -> &'static str {
-    MODULE.get().map_or("", String::as_str)
-}
-
-/// What the load callback has left in `priv_data`.
-pub fn private() -> *mut c_void {
-    // Written by the library itself, in `start`; whoever else reads it was started, or sent a call, after that.
-    PRIVATE.load(Ordering::Relaxed)
+/// A library to be loaded.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    pub number: u32,
+    /// Whose successor it is: if that is still there, the upgrade callback runs with its data.
+    pub replaces: Option<u32>,
+    /// `.so` is appended, as `erlang:load_nif/2` does.
+    pub path: &'a Path,
+    /// One term.
+    pub load_info: &'a [u8],
 }
 
 fn failed(stage: Stage, code: i64, message: impl Into<String>) -> Failed {
@@ -57,15 +37,76 @@ fn failed(stage: Stage, code: i64, message: impl Into<String>) -> Failed {
     }
 }
 
-/// Loads the library of this process: `.so` is appended to the path, as `erlang:load_nif/2` does. Once.
+/// Loads the first library of this process.
 pub fn load(path: &Path, load_info: &[u8]) -> Result<Loaded, Failed> {
-    if MODULE.get().is_some() {
-        return Err(failed(Stage::Worker, 0, "this process has a library already"));
+    let wanted = Wanted {
+        number: 0,
+        replaces: None,
+        path,
+        load_info,
+    };
+    load_wanted(&wanted, |_| true)
+}
+
+/// Loads a library; one after the other. `proceed` is asked when the library is open and none of its callbacks has run. When it fails, nothing
+/// of the library is left.
+pub fn load_wanted(wanted: &Wanted<'_>, proceed: impl FnOnce(&Loaded) -> bool) -> Result<Loaded, Failed> {
+    if !Library::has_room(wanted.number) {
+        return Err(failed(Stage::Worker, 0, "there is a library in its place"));
     }
-    let mut file = path.as_os_str().as_bytes().to_vec();
+    let mut file = wanted.path.as_os_str().as_bytes().to_vec();
     file.extend_from_slice(b".so");
     let imported = inspect(&file)?;
     let handle = open(file)?;
+    let entry = entry(handle).and_then(|entry| Ok((module(&entry)?, entry)));
+    let (module, entry) = entry.inspect_err(|_| {
+        // SAFETY: just opened, and nothing of it is kept.
+        unsafe { libc::dlclose(handle) };
+    })?;
+    let (functions, table): (Vec<_>, Vec<_>) = entry
+        .functions
+        .iter()
+        .map(|(function, nif)| {
+            let (nif, arity, flags) = (*nif, function.arity, function.flags);
+            (function.clone(), Function { nif, arity, flags })
+        })
+        .unzip();
+    let missing = imported
+        .into_iter()
+        .filter(|symbol| !symbols::implemented(symbol))
+        .collect();
+    let loaded = Loaded {
+        library: wanted.number,
+        module: entry.module.clone(),
+        functions,
+        nif_major: MAJOR as u8,
+        nif_minor: entry.minor,
+        missing,
+    };
+    let library = Library::new(wanted.number, module, table, entry.unload, handle);
+    let started = if proceed(&loaded) {
+        option::loading(library, true);
+        let started = start(library, &entry, wanted);
+        option::loading(library, false);
+        started
+    } else {
+        Err(failed(Stage::Unwanted, 0, "it is not wanted"))
+    };
+    match started {
+        Ok(()) => {
+            resource::commit(library);
+            library.publish();
+            Ok(loaded)
+        }
+        Err(error) => {
+            resource::roll_back();
+            library.discard();
+            Err(error)
+        }
+    }
+}
+
+fn entry(handle: *mut c_void) -> Result<Entry, Failed> {
     // SAFETY: `handle` is an open library, the name is terminated.
     let init = unsafe { libc::dlsym(handle, c"nif_init".as_ptr()) };
     if init.is_null() {
@@ -76,33 +117,14 @@ pub fn load(path: &Path, load_info: &[u8]) -> Result<Loaded, Failed> {
         ));
     }
     // SAFETY: a NIF library's `nif_init` has this type; what it gives is checked by `Entry::read`.
-    let entry = unsafe {
+    unsafe {
         let init: extern "C" fn() -> *const c_void = std::mem::transmute(init);
-        Entry::read(init())?
-    };
-    drop(MODULE.set(entry.module.clone()));
-    start(&entry, load_info)?;
-    let (functions, table): (Vec<_>, _) = entry
-        .functions
-        .into_iter()
-        .map(|(function, nif)| {
-            let (arity, flags) = (function.arity, function.flags);
-            (function, Function { nif, arity, flags })
-        })
-        .unzip();
-    drop(FUNCTIONS.set(table));
-    let _ = UNLOAD.set(entry.unload);
-    let missing = imported
-        .into_iter()
-        .filter(|symbol| !symbols::implemented(symbol))
-        .collect();
-    Ok(Loaded {
-        module: entry.module,
-        functions,
-        nif_major: MAJOR as u8,
-        nif_minor: entry.minor,
-        missing,
-    })
+        Entry::read(init())
+    }
+}
+
+fn module(entry: &Entry) -> Result<Term, Failed> {
+    atom::make(&entry.module).ok_or_else(|| failed(Stage::Init, 0, "its module's name cannot be an atom"))
 }
 
 fn inspect(file: &[u8]) -> Result<Vec<String>, Failed> {
@@ -146,40 +168,75 @@ fn open(file: Vec<u8>) -> Result<*mut c_void, Failed> {
     Err(failed(stage, 0, message))
 }
 
-/// Runs the unload callback, when nothing of the library runs any more: at the end of a worker that is told to stop.
-pub fn unload() {
-    if let Some(Some(callback)) = UNLOAD.get() {
-        let mut env = Env::callback();
-        // SAFETY: the library's own callback, with an env and its data.
-        unsafe { callback(&raw mut *env, private()) };
-    }
-}
-
-/// Runs the load callback.
-fn start(entry: &Entry, load_info: &[u8]) -> Result<(), Failed> {
-    let mut env = Env::callback();
-    let mut source = SliceSource::new(load_info);
+/// Runs the load or upgrade callback.
+fn start(library: &'static Library, entry: &Entry, wanted: &Wanted<'_>) -> Result<(), Failed> {
+    let mut env = Env::callback(Some(library));
+    let mut source = SliceSource::new(wanted.load_info);
     let info = Decoder::new()
         .decode(&mut source, &Limits::DEFAULT, &mut Arguments(&mut env))
         .map_err(|error| failed(Stage::LoadInfo, 0, error.to_string()))?;
-    let Some(callback) = entry.load else { return Ok(()) };
+    let old = wanted.replaces.and_then(library::find);
     missing::taken();
-    option::loading(true);
-    // Its place for data is the one that `enif_priv_data` reads: libraries ask for what they have just put there.
-    // SAFETY: the library's own callback, with an env, a place for its data and a term of the env.
-    let code = unsafe { callback(&raw mut *env, PRIVATE.as_ptr(), info) };
-    option::loading(false);
+    let (stage, name, code) = if let Some(old) = old {
+        let Some(callback) = entry.upgrade else {
+            let message = "Upgrade not supported by this NIF library.";
+            return Err(failed(Stage::UpgradeCallback, 0, message));
+        };
+        let before = old.private();
+        // SAFETY: the library's own callback, with an env, places for its data and its predecessor's, which is not unloaded
+        // while another is being loaded, and a term of the env.
+        let code = unsafe { callback(&raw mut *env, library.private_place(), old.private_place(), info) };
+        if code != 0 {
+            old.set_private(before);
+        }
+        (Stage::UpgradeCallback, "upgrade", code)
+    } else {
+        let Some(callback) = entry.load else { return Ok(()) };
+        // SAFETY: the library's own callback, with an env, a place for its data and a term of the env.
+        let code = unsafe { callback(&raw mut *env, library.private_place(), info) };
+        (Stage::LoadCallback, "load", code)
+    };
     match (missing::taken(), code) {
         (_, 0) => Ok(()),
         (Some(symbol), code) => {
             let message =
-                format!("the load callback returned {code} after it called {symbol}, which is not implemented");
-            Err(failed(Stage::LoadCallback, code.into(), message))
+                format!("the {name} callback returned {code} after it called {symbol}, which is not implemented");
+            Err(failed(stage, code.into(), message))
         }
         (None, code) => Err(failed(
-            Stage::LoadCallback,
+            stage,
             code.into(),
-            format!("the load callback returned {code} instead of 0"),
+            format!("the {name} callback returned {code} instead of 0"),
         )),
+    }
+}
+
+/// Unloads a library while others stay: when no call of it runs any more, its types are forgotten and, when no object
+/// of them is left that needs it, its unload callback runs. `done` is called before that last condition.
+pub fn unload(number: u32, done: impl FnOnce() + Send + 'static) {
+    let Some(library) = library::find(number).filter(|library| library.withdraw()) else {
+        return done();
+    };
+    let finish = move || {
+        library.wait_until_left();
+        option::thread_unloads(library);
+        resource::disown(library);
+        library.let_go();
+        done();
+    };
+    if library.is_executed() {
+        // A call that goes on and on keeps nobody else waiting. Without a thread its library stays.
+        drop(thread::spawn(c"unload", finish));
+    } else {
+        finish();
+    }
+}
+
+/// Runs the unload callbacks, when nothing of the libraries runs any more: at the end of a worker that is told to stop.
+pub fn unload_all() {
+    for library in library::all() {
+        if library.withdraw() {
+            library.run_unload();
+        }
     }
 }

@@ -5,7 +5,7 @@ mod atom;
 mod buffer;
 mod callbacks;
 mod copy;
-mod elf;
+pub(crate) mod elf;
 mod entry;
 mod env;
 mod errno;
@@ -17,6 +17,7 @@ mod heap;
 mod held;
 mod known;
 mod lack;
+mod library;
 mod load;
 mod map;
 mod missing;
@@ -38,8 +39,8 @@ mod zlib;
 
 pub use executor::{Call, Executor, Outcome, limits};
 pub use lack::{Allocator, when_memory_lacks};
-pub use load::{load, unload};
-pub use option::thread_unloads;
+pub use load::{Wanted, load, load_wanted, unload, unload_all};
+pub use option::threads_unload;
 pub use service::{Transport, answer, connect, hears, stop};
 pub use symbols::{exported, implemented};
 
@@ -51,6 +52,11 @@ pub fn release(ids: Vec<u64>) {
 /// A process that the library monitors has ended. Its callback runs in the same thread.
 pub fn down(monitor: u64) {
     callbacks::later(callbacks::Work::Down(monitor));
+}
+
+/// Has something done by the same thread, in the order of these calls: it runs code of libraries.
+pub fn later(work: impl FnOnce() + Send + 'static) {
+    callbacks::later(callbacks::Work::Other(Box::new(work)));
 }
 
 /// Objects of the library that are alive.

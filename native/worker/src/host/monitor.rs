@@ -182,20 +182,23 @@ pub fn down(number: u64) {
     };
     let Some(entry) = entry else { return };
     let (object, mut process) = (entry.object, entry.process);
-    // SAFETY: a reference is held. Only objects of a type with this callback have monitors.
+    // SAFETY: a reference is held. Only objects of a type with this callback have monitors, unless the type was taken over since.
     unsafe {
-        if let Some(callback) = (*resource::kind(object)).callbacks().down {
-            let mut env = Env::callback();
-            let mut monitor = Monitor::new(number);
-            FIRING.set(Some((number, entry)));
-            callback(
-                &raw mut *env,
-                resource::data(object),
-                (&raw mut process).cast(),
-                (&raw mut monitor).cast::<c_void>(),
-            );
-            drop(FIRING.take());
-        }
+        let mut monitor = Monitor::new(number);
+        (*resource::kind(object)).run(
+            |callbacks| callbacks.down,
+            |callback, owner| {
+                let mut env = Env::callback(Some(owner));
+                FIRING.set(Some((number, entry)));
+                callback(
+                    &raw mut *env,
+                    resource::data(object),
+                    (&raw mut process).cast(),
+                    (&raw mut monitor).cast::<c_void>(),
+                );
+                drop(FIRING.take());
+            },
+        );
         resource::release(object);
     }
 }

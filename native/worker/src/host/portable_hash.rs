@@ -169,7 +169,7 @@ fn of_fun(fun: &Fun<'_>, hash: u32, steps: &mut Vec<Step>, scratch: &mut Vec<Env
         } => {
             let hash = two(hash, *free, of_atom(module), GOLDEN);
             let hash = two(hash, *index, *old_unique, GOLDEN);
-            let mut env = Env::callback();
+            let mut env = Env::callback(None);
             let mut terms = Vec::new();
             let mut rest = *environment;
             for _ in 0..*free {

@@ -5,14 +5,15 @@
 //! released. The last reference that goes runs the destructor, in the thread that lets go.
 
 use super::env::Env;
+use super::library::Library;
 use super::monitor;
 use super::term::Term;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub type Destructor = unsafe extern "C" fn(*mut Env, *mut c_void);
 pub type DynamicCall = unsafe extern "C" fn(*mut Env, *mut c_void, *mut c_void);
@@ -28,19 +29,91 @@ pub struct Callbacks {
     pub dynamic_call: Option<DynamicCall>,
 }
 
+impl Callbacks {
+    pub const NONE: Self = Self {
+        destructor: None,
+        stop: None,
+        down: None,
+        members: 0,
+        dynamic_call: None,
+    };
+
+    const fn any(&self) -> bool {
+        self.destructor.is_some() || self.stop.is_some() || self.down.is_some() || self.dynamic_call.is_some()
+    }
+}
+
+/// What is done with a type's objects, and by whom. Never freed: one that was replaced may be in use.
+#[derive(Debug)]
+struct Behaviour {
+    callbacks: Callbacks,
+    owner: &'static Library,
+}
+
 /// `ErlNifResourceType`. Never freed: objects point to it.
 #[derive(Debug)]
 pub struct Type {
     pub module: Term,
     pub name: Term,
-    callbacks: AtomicPtr<Callbacks>,
+    /// If it has any callbacks, this type holds the owner.
+    behaviour: AtomicPtr<Behaviour>,
+    /// Its objects, and one until it is forgotten.
+    references: AtomicUsize,
+    /// An object of it has monitored a process.
+    monitored: AtomicBool,
 }
 
 impl Type {
     #[inline]
     pub fn callbacks(&self) -> &'static Callbacks {
-        // SAFETY: from a box that is never freed. Acquire pairs with the Release of `take_over`.
-        unsafe { &*self.callbacks.load(Ordering::Acquire) }
+        &self.behaviour().callbacks
+    }
+
+    fn behaviour(&self) -> &'static Behaviour {
+        // SAFETY: from a box that is never freed. Acquire pairs with the Release of `become`.
+        unsafe { &*self.behaviour.load(Ordering::Acquire) }
+    }
+
+    fn become_owned(&self, callbacks: Callbacks, owner: &'static Library) -> &'static Behaviour {
+        let new = Box::into_raw(Box::new(Behaviour { callbacks, owner }));
+        // SAFETY: as in `behaviour`.
+        unsafe { &*self.behaviour.swap(new, Ordering::AcqRel) }
+    }
+
+    /// Runs a callback of the type, if `pick` finds one, with an env of the owner's. The owner stays meanwhile.
+    pub fn run<C>(&self, pick: impl Fn(&Callbacks) -> Option<C>, callback: impl FnOnce(C, &'static Library)) -> bool {
+        let (picked, owner) = loop {
+            let behaviour = self.behaviour();
+            let Some(picked) = pick(&behaviour.callbacks) else {
+                return false;
+            };
+            // Not held: it was taken over just now, or its owner would not be gone.
+            if behaviour.owner.hold() {
+                if ptr::eq(behaviour, self.behaviour()) {
+                    break (picked, behaviour.owner);
+                }
+                behaviour.owner.let_go();
+            }
+        };
+        callback(picked, owner);
+        owner.let_go();
+        true
+    }
+
+    /// An object of it monitors a process.
+    pub fn monitors(&self) {
+        // Relaxed: read by whoever lets go of the last reference to that object.
+        self.monitored.store(true, Ordering::Relaxed);
+    }
+
+    fn let_go(&self) {
+        // AcqRel: what was done to the objects happens before their library is closed.
+        if self.references.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let behaviour = self.behaviour();
+            if behaviour.callbacks.any() {
+                behaviour.owner.let_go();
+            }
+        }
     }
 }
 
@@ -94,26 +167,81 @@ pub fn find(module: Term, name: Term) -> Option<&'static Type> {
         .find(|found| found.module == module && found.name == name)
 }
 
-/// A new type; `None` if there is one of this name.
-pub fn create(module: Term, name: Term, callbacks: Callbacks) -> Option<&'static Type> {
-    let mut types = TYPES.lock().unwrap_or_else(PoisonError::into_inner);
-    if types.iter().any(|found| found.module == module && found.name == name) {
-        return None;
-    }
-    let made: &'static Type = Box::leak(Box::new(Type {
-        module,
-        name,
-        callbacks: AtomicPtr::new(Box::into_raw(Box::new(callbacks))),
-    }));
-    types.push(made);
-    Some(made)
+/// What a load or upgrade callback has opened so far. It counts when the callback has succeeded.
+static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
+
+struct Opened {
+    kind: &'static Type,
+    /// Of a type that is taken over; a new one has them already.
+    takes_over: Option<Callbacks>,
 }
 
-/// The callbacks of a type become others'. Those before stay where they are: an object's may be running.
+fn opened() -> MutexGuard<'static, Vec<Opened>> {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A new type.
+pub fn create(owner: &'static Library, name: Term, callbacks: Callbacks) -> &'static Type {
+    let kind: &'static Type = Box::leak(Box::new(Type {
+        module: owner.module,
+        name,
+        behaviour: AtomicPtr::new(Box::into_raw(Box::new(Behaviour { callbacks, owner }))),
+        references: AtomicUsize::new(1),
+        monitored: AtomicBool::new(false),
+    }));
+    let takes_over = None;
+    opened().push(Opened { kind, takes_over });
+    kind
+}
+
+/// The callbacks of a type become others', with the success of the load or upgrade callback that runs.
 pub fn take_over(kind: &'static Type, callbacks: Callbacks) {
-    // Release pairs with the Acquire of `callbacks`.
-    kind.callbacks
-        .store(Box::into_raw(Box::new(callbacks)), Ordering::Release);
+    let takes_over = Some(callbacks);
+    opened().push(Opened { kind, takes_over });
+}
+
+/// The library's callback has succeeded: it has what it has opened.
+pub fn commit(library: &'static Library) {
+    for Opened { kind, takes_over } in std::mem::take(&mut *opened()) {
+        let callbacks = takes_over.unwrap_or(*kind.callbacks());
+        if callbacks.any() {
+            // It is being loaded, so it is not closed.
+            library.hold();
+        }
+        if takes_over.is_some() {
+            let before = kind.become_owned(callbacks, library);
+            if before.callbacks.any() {
+                before.owner.let_go();
+            }
+        } else {
+            TYPES.lock().unwrap_or_else(PoisonError::into_inner).push(kind);
+        }
+    }
+}
+
+/// It has failed.
+pub fn roll_back() {
+    for Opened { kind, takes_over } in std::mem::take(&mut *opened()) {
+        if takes_over.is_none() {
+            // Objects that it has made all the same have nobody who knows them.
+            let owner = kind.behaviour().owner;
+            kind.become_owned(Callbacks::NONE, owner);
+        }
+    }
+}
+
+/// Forgets the types of a library that is unloaded. It is held by those of them that still have objects.
+pub fn disown(library: &'static Library) {
+    let mut forgotten = Vec::new();
+    TYPES.lock().unwrap_or_else(PoisonError::into_inner).retain(|kind| {
+        let keeps = !ptr::eq(kind.behaviour().owner, library);
+        if !keeps {
+            forgotten.push(*kind);
+        }
+        keeps
+    });
+    // Outside of the lock: a library may be closed, and its callback run.
+    forgotten.into_iter().for_each(Type::let_go);
 }
 
 fn layout(size: usize) -> Option<Layout> {
@@ -131,6 +259,8 @@ pub fn allocate(kind: *const Type, size: usize) -> *mut Object {
         if !object.is_null() {
             // Relaxed: a figure.
             ALIVE.fetch_add(1, Ordering::Relaxed);
+            // The library has the type, so it is not gone.
+            (*kind).references.fetch_add(1, Ordering::Relaxed);
             object.write(Object {
                 kind,
                 count: AtomicUsize::new(1),
@@ -217,28 +347,34 @@ unsafe fn destroy(object: *mut Object) {
     // SAFETY: alive, types live for ever. A destructor that takes the object up again (`enif_keep_resource`) keeps it, as
     // in the VM: the count was raised to one for the time that it runs.
     unsafe {
-        let callbacks = (*(*object).kind).callbacks();
-        if callbacks.down.is_some() {
-            monitor::end_all(object);
-        }
-        if let Some(destructor) = callbacks.destructor {
-            (*object).count.store(1, Ordering::Relaxed);
-            let mut env = Env::callback();
-            destructor(&raw mut *env, data(object));
-            drop(env);
+        let kind = &*(*object).kind;
+        let end_monitors = || {
+            if kind.monitored.load(Ordering::Relaxed) {
+                monitor::end_all(object);
+            }
+        };
+        end_monitors();
+        let destroyed = kind.run(
+            |callbacks| callbacks.destructor,
+            |destructor, owner| {
+                (*object).count.store(1, Ordering::Relaxed);
+                let mut env = Env::callback(Some(owner));
+                destructor(&raw mut *env, data(object));
+            },
+        );
+        if destroyed {
             if (*object).count.fetch_sub(1, Ordering::Release) != 1 {
                 return;
             }
             fence(Ordering::Acquire);
-            if callbacks.down.is_some() {
-                // What the destructor has monitored.
-                monitor::end_all(object);
-            }
+            // What the destructor has monitored.
+            end_monitors();
         }
         if let Some(layout) = layout((*object).size) {
             dealloc(object.cast(), layout);
             ALIVE.fetch_sub(1, Ordering::Relaxed);
         }
+        kind.let_go();
     }
 }
 

@@ -363,10 +363,13 @@ fn stop(selection: &Selection) -> c_int {
     end(other);
     // SAFETY: the caller holds the object.
     unsafe {
-        if let Some(callback) = (*resource::kind(selection.object)).callbacks().stop {
-            let mut env = Env::callback();
-            callback(&raw mut *env, resource::data(selection.object), selection.fd, 1);
-        }
+        (*resource::kind(selection.object)).run(
+            |callbacks| callbacks.stop,
+            |callback, owner| {
+                let mut env = Env::callback(Some(owner));
+                callback(&raw mut *env, resource::data(selection.object), selection.fd, 1);
+            },
+        );
     }
     end(watched);
     result | STOP_CALLED

@@ -11,7 +11,9 @@ use snakepit_shm_core::ring::bell::{self, Listener, Ringer};
 use snakepit_shm_core::ring::vm::{Call, Payload, Poll, Request, VmRing, Wake};
 use snakepit_shm_core::ring::{Caller, Plan};
 use snakepit_wire::Limits;
-use snakepit_wire::control::{self, FromWarden, FromWorker, Load, Loaded, Message, Status, ToWarden, ToWorker};
+use snakepit_wire::control::{
+    self, FromWarden, FromWorker, Load, Loaded, Message, Process, Status, ToWarden, ToWorker,
+};
 use std::fs::File;
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -281,11 +283,28 @@ impl Worker {
     /// Says what to load. `path` is without the extension.
     pub fn ask_to_load(&self, path: &Path, info: &[u8], executors: u16) {
         self.say(&ToWorker::Load(Load {
+            library: 0,
+            replaces: None,
+            asks: false,
+            process: Some(Process {
+                executors,
+                spin_us: 50,
+                limits: Limits::DEFAULT,
+            }),
             path: path.as_os_str().as_bytes().to_vec(),
             load_info: info.to_vec(),
-            executors,
-            spin_us: 50,
-            limits: Limits::DEFAULT,
+        }));
+    }
+
+    /// Says to load another library; what comes of it is still to be heard.
+    pub fn ask_for_another(&self, library: u32, path: &Path, info: &[u8], replaces: Option<u32>, asks: bool) {
+        self.say(&ToWorker::Load(Load {
+            library,
+            replaces,
+            asks,
+            process: None,
+            path: path.as_os_str().as_bytes().to_vec(),
+            load_info: info.to_vec(),
         }));
     }
 

@@ -1,8 +1,9 @@
 //! Envs that no call owns.
 
 use crate::host::env::{Env, Kind};
-use crate::host::load;
+use crate::host::library::Library;
 use std::ffi::c_void;
+use std::ptr;
 
 api! {
     fn enif_alloc_env() -> *mut Env {
@@ -19,7 +20,7 @@ api! {
         (*env).clear();
     }
 
-    fn enif_priv_data(_env: *mut Env) -> *mut c_void {
-        load::private()
+    fn enif_priv_data(env: *mut Env) -> *mut c_void {
+        (*env).library.map_or(ptr::null_mut(), Library::private)
     }
 }

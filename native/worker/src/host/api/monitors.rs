@@ -9,9 +9,11 @@ use std::ffi::{c_int, c_void};
 api! {
     fn enif_monitor_process(_env: *mut Env, data: *mut c_void, process: *const Term, place: *mut Monitor) -> c_int {
         let object = resource::of_data(data);
-        if (*resource::kind(object)).callbacks().down.is_none() {
+        let kind = &*resource::kind(object);
+        if kind.callbacks().down.is_none() {
             return -1;
         }
+        kind.monitors();
         let Some(monitor) = monitor::start(object, *process) else { return 1 };
         if !place.is_null() {
             place.write(monitor);

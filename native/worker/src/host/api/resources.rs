@@ -2,8 +2,8 @@
 
 use crate::host::atom;
 use crate::host::buffer::Buffer;
-use crate::host::env::{Env, Kind};
-use crate::host::load;
+use crate::host::env::Env;
+use crate::host::option;
 use crate::host::resource::{self, Callbacks, Destructor, Object, Type};
 use crate::host::term::Term;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -12,15 +12,9 @@ use std::ptr;
 const CREATE: c_int = 1;
 const TAKEOVER: c_int = 2;
 
-const NONE: Callbacks = Callbacks {
-    destructor: None,
-    stop: None,
-    down: None,
-    members: 0,
-    dynamic_call: None,
-};
+const NONE: Callbacks = Callbacks::NONE;
 
-/// Opens a type in the load callback: makes one, or takes one over that the library has opened before.
+/// Opens a type in the load or upgrade callback: makes one, or takes one over that another library of the module has.
 unsafe fn open(
     env: *mut Env,
     name: *const c_char,
@@ -32,12 +26,9 @@ unsafe fn open(
     unsafe {
         let mut operation = flags;
         let opened = (|| {
-            if (*env).kind != Kind::Callback {
-                return None;
-            }
-            let module = atom::make(load::module())?;
+            let library = (*env).library.filter(|library| option::is_loading(library))?;
             let name = atom::make(&atom::from_latin1(CStr::from_ptr(name).to_bytes()))?;
-            match resource::find(module, name) {
+            match resource::find(library.module, name) {
                 Some(kind) if flags & TAKEOVER != 0 => {
                     operation = TAKEOVER;
                     resource::take_over(kind, callbacks);
@@ -45,7 +36,7 @@ unsafe fn open(
                 }
                 None if flags & CREATE != 0 => {
                     operation = CREATE;
-                    resource::create(module, name, callbacks)
+                    Some(resource::create(library, name, callbacks))
                 }
                 _ => None,
             }
@@ -175,13 +166,16 @@ api! {
     }
 
     fn enif_dynamic_resource_call(env: *mut Env, module: Term, name: Term, term: Term, call_data: *mut c_void) -> c_int {
-        let Some(kind) = resource::find(module, name) else { return 1 };
-        match (object(term), kind.callbacks().dynamic_call) {
-            (Some(object), Some(call)) if ptr::eq(resource::kind(object), kind) => {
-                call(env, resource::data(object), call_data);
-                0
-            }
-            _ => 1,
+        // A binary over an object is none here.
+        let Some(object) = term.as_resource() else { return 1 };
+        let kind = &*resource::kind(object);
+        if kind.module != module || kind.name != name {
+            return 1;
         }
+        let called = kind.run(
+            |callbacks| callbacks.dynamic_call,
+            |call, _owner| call(env, resource::data(object), call_data),
+        );
+        c_int::from(!called)
     }
 }

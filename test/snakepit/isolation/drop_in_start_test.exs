@@ -1,0 +1,158 @@
+defmodule Snakepit.Isolation.DropInStartTest do
+  # `config :snakepit_shm, isolate:`, and what becomes of a start that it stops.
+  use Snakepit.IsolationCase, async: false
+
+  import ExUnit.CaptureLog
+
+  alias Snakepit.DropInFixture
+  alias Snakepit.Isolation.{DropIn, Options}
+  alias Snakepit.Isolation.DropIn.Start
+
+  @moduletag timeout: 120_000
+
+  defp start(isolate) do
+    Application.put_env(:snakepit_shm, :isolate, isolate)
+    on_exit(fn -> Application.delete_env(:snakepit_shm, :isolate) end)
+    Start.run()
+  end
+
+  defp here?(module), do: module.os_pid() == String.to_integer(System.pid())
+  defp worker_of(module), do: os_pid(module)
+
+  # ── The list ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+  test "is taken as it stands, in its order" do
+    list = [{:jiffy, [workers: 2, sandbox: :none]}, {:b, false}, {:a, sandbox: :none}]
+    assert Options.modules(list) == {:ok, list}
+    assert Options.modules([]) == {:ok, []}
+  end
+
+  for {list, key, words} <- [
+        {:jiffy, :isolate, ~r/^config :snakepit_shm, isolate: expected a list of modules.*, got :jiffy/},
+        {[:jiffy], :isolate, ~r/got :jiffy\./},
+        {[{:jiffy, []} | :b], :isolate, ~r/expected a list/},
+        {%{jiffy: [sandbox: :none]}, :isolate, ~r/expected a list/},
+        {[a: false, a: false], :isolate, ~r/each module once, got :a/},
+        {[{"jiffy", [sandbox: :none]}], :module, ~r/:module: expected a module, got "jiffy"/},
+        {[jiffy: [sandbox: :none, workers: 0]], :workers,
+         ~r/^config :snakepit_shm, isolate: :jiffy: :workers: expected an integer from 1 to 64, got 0/},
+        {[jiffy: true], :options, ~r/:jiffy: :options: expected a keyword list, got true/}
+      ] do
+    test "#{inspect(list)} is refused" do
+      {list, key, words} = unquote(Macro.escape({list, key, words}))
+      assert {:error, %Error{reason: :invalid_option, details: %{key: ^key}} = error} = start(list)
+      assert Exception.message(error) =~ words
+    end
+  end
+
+  test "the sandbox has to be named here too" do
+    assert {:error, %Error{reason: :not_loaded} = error} = start(jiffy: [])
+    assert Exception.message(error) =~ "Pass sandbox: :none"
+  end
+
+  # ── Modules ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  test "modules are isolated, and one that is false is not" do
+    {one, other} = {DropInFixture.erlang(), DropInFixture.elixir()}
+    assert start([{one, sandbox: :none}, {other, false}]) == :ignore
+    assert one.os_pid() == worker_of(one)
+    assert DropIn.fetch(other) == nil
+  end
+
+  test "the list is checked before anything is isolated" do
+    module = DropInFixture.erlang()
+    assert {:error, _} = start([{module, sandbox: :none}, {:jiffy, workers: 2}])
+    assert DropIn.fetch(module) == nil
+  end
+
+  test "what cannot be isolated is the start's error, and what was isolated before it stays so" do
+    module = DropInFixture.erlang()
+
+    assert {:error, %Error{reason: :unsupported_module} = error} =
+             start([{module, sandbox: :none}, {:nope, sandbox: :none}])
+
+    assert Exception.message(error) =~ ~r/^config .* :nope: there is no such module.* unnoticed/
+    assert module.os_pid() == worker_of(module)
+  end
+
+  test "a module whose library was here before: the log says so" do
+    module = DropInFixture.erlang()
+    assert here?(module)
+    assert capture_log(fn -> assert start([{module, sandbox: :none}]) == :ignore end) =~ "had been loaded before"
+    assert module.os_pid() == worker_of(module)
+    refute File.read!("/proc/self/maps") =~ "drop_in.so"
+  end
+
+  test "a module in which somebody runs, with its library here, stops the start" do
+    module = DropInFixture.erlang()
+    user = spawn_link(fn -> module.loop() end)
+    send(user, {self(), :os_pid, []})
+    assert_receive {^user, _}, 10_000
+
+    assert {:error, %Error{reason: :in_use, details: %{pids: [^user]}} = error} = start([{module, sandbox: :none}])
+    assert Exception.message(error) =~ "before snakepit_shm was started"
+    # It is closed to everybody else.
+    assert module.os_pid() == worker_of(module)
+    send(user, :stop)
+  end
+
+  test "a second start takes the options that it finds, and false gives up" do
+    module = DropInFixture.erlang()
+    assert start([{module, sandbox: :none}]) == :ignore
+    old = worker_of(module)
+    log = capture_log(fn -> assert start([{module, sandbox: :none, workers: 2}]) == :ignore end)
+    refute log =~ "had been loaded"
+    assert length(info!(module).workers) == 2
+    gone(old)
+    assert start([{module, false}]) == :ignore
+    assert here?(module)
+  end
+
+  test "a module whose library was unloaded can be isolated again, without its library coming here" do
+    module = DropInFixture.erlang()
+    :ok = Isolation.isolate(module, sandbox: :none)
+    :ok = Isolation.unload(module)
+    assert {:not_loaded, _} = {catch_error(module.os_pid()).reason, module}
+    assert :ok = Isolation.isolate(module, sandbox: :none)
+    assert module.os_pid() == worker_of(module)
+    refute File.read!("/proc/self/maps") =~ "drop_in.so"
+  end
+
+  # ── The application ───────────────────────────────────────────────────────────────────────────────────────────
+
+  if match?({:error, _}, :code.lib_dir(:jiffy)), do: @tag(skip: "there is no jiffy (Debian: erlang-jiffy)")
+
+  test "the application's start isolates, its end closes, and its next start isolates again" do
+    # Modules as values: what a script names, the compiler loads.
+    {output, status} =
+      SubVm.run("""
+      [jiffy, crypto] = [:jiffy, :crypto]
+      Application.put_env(:snakepit_shm, :isolate, [{jiffy, sandbox: :none, workers: 2}, {crypto, sandbox: :none}])
+      {:ok, _} = Application.ensure_all_started(:snakepit_shm)
+      IO.inspect({:started, jiffy.encode([1]), byte_size(crypto.strong_rand_bytes(3))})
+      Logger.configure(level: :none)
+      Application.stop(:snakepit_shm)
+      %{reason: reason} = try do jiffy.encode([1]) rescue error -> error end
+      IO.inspect({:stopped, reason})
+      {:ok, _} = Application.ensure_all_started(:snakepit_shm)
+      IO.inspect({:again, jiffy.encode([2])})
+      maps = File.read!("/proc/self/maps")
+      IO.inspect({:maps, maps =~ "/jiffy.so", maps =~ "/crypto.so"})
+      """)
+
+    assert {status, output} ==
+             {0, ~s({:started, "[1]", 3}\n{:stopped, :not_loaded}\n{:again, "[2]"}\n{:maps, false, false}\n)}
+  end
+
+  test "a start that is stopped says why, in words" do
+    {output, 0} =
+      SubVm.run("""
+      Logger.configure(level: :none)
+      Application.put_env(:snakepit_shm, :isolate, [:jiffy])
+      {:error, reason} = Application.ensure_all_started(:snakepit_shm)
+      IO.puts(Application.format_error(elem(reason, 1)))
+      """)
+
+    assert output =~ "** (Snakepit.Isolation.Error) config :snakepit_shm, isolate: expected a list"
+  end
+end
