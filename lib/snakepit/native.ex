@@ -500,6 +500,10 @@ defmodule Snakepit.Native do
   @spec worker_status(worker()) :: map()
   def worker_status(_worker), do: nif()
 
+  @doc "Tells the worker what the VM's time is. To be told again: the VM corrects it."
+  @spec worker_clock(worker()) :: :ok
+  def worker_clock(_worker), do: nif()
+
   @doc "Sends the pending releases of resource handles to the worker. Answers how many are left for the next time."
   @spec worker_flush(worker()) :: {:ok, left :: non_neg_integer()} | failure()
   def worker_flush(_worker), do: nif()

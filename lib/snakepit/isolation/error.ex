@@ -475,6 +475,11 @@ defmodule Snakepit.Isolation.Error do
       {"its process #{d[:last]} while the library was being loaded",
        "A constructor, nif_init or its load callback is at fault."}
 
+  defp not_loaded(%{because: :atoms} = d) do
+    {"the names of its functions are new atoms, of which it may make #{d[:limit]} in all",
+     "Load it with a larger max_atoms:."}
+  end
+
   defp not_loaded(%{because: :start} = d),
     do:
       {"its process could not be started (#{d[:message] || bound(d)})",

@@ -146,6 +146,9 @@ defmodule Snakepit.Isolation.Loading do
         details = Map.merge(details, %{message: "its functions are not those that it had before"})
         {:refused, loading, entry, Error.new(:not_loaded, entry.id, nil, details)}
 
+      {:error, {:too_many_atoms, details}} ->
+        {:refused, loading, entry, Error.new(:not_loaded, entry.id, nil, Map.put(details, :because, :atoms))}
+
       {:error, {_, details}} ->
         {:lied, details}
     end

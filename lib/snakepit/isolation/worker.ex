@@ -20,8 +20,8 @@ defmodule Snakepit.Isolation.Worker do
   @tick 1_000
   # Between attempts to write to a socket that is full.
   @pause 10
-  # From when objects were collected until the worker is told.
-  @moment 1
+  # Handles that the VM drops are gathered for so long before the worker is told: it wakes for them.
+  @gathering 10
   # A process that was asked to end, or killed, is waited for so long.
   @farewell 500
   @burial 5_000
@@ -177,14 +177,14 @@ defmodule Snakepit.Isolation.Worker do
 
   def handle_info({:tick, token}, %{token: token} = state) when token != nil, do: {:noreply, tick(state)}
 
-  # The collector has taken objects. It takes more of them in a moment, and one message is enough for all.
-  def handle_info({:releases, _}, %{native: native} = state) when native != nil do
-    Process.send_after(self(), {:flush, state.token}, @moment)
+  def handle_info({:flush, token}, %{token: token} = state) when token != nil do
+    flush(state)
     {:noreply, state}
   end
 
-  def handle_info({:flush, token}, %{token: token} = state) when token != nil do
-    flush(state)
+  # The garbage collector has found handles, and more of them in a moment.
+  def handle_info(:released, %{token: token} = state) when token != nil do
+    Process.send_after(self(), {:flush, token}, @gathering)
     {:noreply, state}
   end
 
@@ -666,6 +666,7 @@ defmodule Snakepit.Isolation.Worker do
 
   defp tick(state) do
     flush(state)
+    Native.worker_clock(state.native)
     Process.send_after(self(), {:tick, state.token}, @tick)
     if state.cause, do: state, else: watch(state, Native.worker_status(state.native))
   end

@@ -32,5 +32,5 @@ rustler::atoms! {
     unsupported_term, waiting, worker, workers, wrong_architecture, quota_atoms = "atoms",
 
     // What a library asks of the VM.
-    all, hold, port_command, ready_output, serve, wait, whereis,
+    all, hold, port_command, ready_output, released, serve, wait, whereis,
 }

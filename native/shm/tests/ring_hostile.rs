@@ -98,8 +98,8 @@ fn records_are_reported_one_by_one_to_who_has_enough_of_one() {
     assert_eq!(both.vm.events(64, |_, _| {}), Ok(0));
 }
 
-/// Where the slots of the plan below lie: header 640, status 128, two executors 128, eight cells 512.
-const SLOTS: usize = 1408;
+/// Where the slots of the plan below lie: header 768, status 128, two executors 128, eight cells 512.
+const SLOTS: usize = 1536;
 
 #[test]
 fn scribbling_over_all_of_it_gives_faults_and_nothing_else() {

@@ -38,6 +38,8 @@ pub const NUMBERS: u32 = 1 << 20;
 pub const ARITY: usize = 255;
 /// Resources released at once.
 pub const RELEASES: usize = 4096;
+/// The longest text about the VM's version.
+pub const VERSION_TEXT: usize = 64;
 /// As many executors as the ring allows.
 pub const EXECUTORS: u16 = 64;
 
@@ -145,13 +147,29 @@ pub struct Load {
     pub load_info: Vec<u8>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     pub executors: u16,
     /// How long an executor looks for the next call before it sleeps, in microseconds.
     pub spin_us: u32,
     /// What the VM accepts as an answer.
     pub limits: Limits,
+    pub system: System,
+}
+
+/// What `enif_system_info` says in the VM, which is what it says in the worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct System {
+    /// Major and minor version of the drivers' interface, and of that of NIFs.
+    pub driver: (i32, i32),
+    pub nif: (i32, i32),
+    pub erts: String,
+    pub release: String,
+    pub threads: i32,
+    pub smp: i32,
+    pub async_threads: i32,
+    pub schedulers: i32,
+    pub dirty_schedulers: i32,
 }
 
 /// From a worker.
@@ -348,8 +366,11 @@ impl Message for ToWorker {
                 bound("load_info", load.load_info.len(), LOAD_INFO)?;
                 number(load.library)?;
                 load.replaces.map_or(Ok(()), number)?;
-                let executors = load.process.map_or(0, |process| process.executors);
-                bound("executors", executors.into(), EXECUTORS.into())
+                load.process.as_ref().map_or(Ok(()), |process| {
+                    bound("executors", process.executors.into(), EXECUTORS.into())?;
+                    bound("erts", process.system.erts.len(), VERSION_TEXT)?;
+                    bound("release", process.system.release.len(), VERSION_TEXT)
+                })
             }
             Self::Proceed { library } | Self::Unload { library } => number(*library),
             Self::Release { ids } => bound("ids", ids.len(), RELEASES),

@@ -59,9 +59,16 @@ pub enum Request {
     References { request: u32, count: u32 },
     /// `enif_make_unique_integer`: `Integer`. `properties` are those of `ErlNifUniqueInteger`.
     Unique { request: u32, properties: u32 },
+    /// `enif_now_time`: `Integer`, microseconds that no other answer of the VM has.
+    Now { request: u32 },
     /// `enif_monitor_process`: `Yes`, or `No` when it does not live. Its end is told as `Down` with `monitor`, unless a
-    /// `Demonitor` came first.
-    Monitor { request: u32, monitor: u64, pid: Named },
+    /// `Demonitor` came first. `object`: whose monitor it is, by the number that the object has in terms.
+    Monitor {
+        request: u32,
+        monitor: u64,
+        object: u64,
+        pid: Named,
+    },
     /// `enif_demonitor_process`. Not answered: a `Down` may still be on its way.
     Demonitor { monitor: u64 },
     /// The external format of a pid, port or reference that came without (the caller's own): `Key`, or `No` for one that is
@@ -70,8 +77,7 @@ pub enum Request {
     /// References and funs that outlive the call which brought them, once for each name and holder; not answered.
     Keep { names: Vec<Named> },
     /// Kept ones and made references that nobody holds any more; not answered. The VM lets go of them when the calls that may
-    /// still answer with them are over. No call with a number below `since` has ever had one of them; the VM does not make use
-    /// of that yet and waits for all that are in flight.
+    /// still answer with them are over. No call with a number below `since` has ever had one of them.
     Drop {
         names: Vec<Named>,
         #[serde(default)]
@@ -161,6 +167,7 @@ impl Message for Request {
             Self::Keep { names } | Self::Drop { names, .. } => bound("names", names.len(), NAMES),
             Self::IsAlive { .. }
             | Self::Unique { .. }
+            | Self::Now { .. }
             | Self::Monitor { .. }
             | Self::Demonitor { .. }
             | Self::Key { .. } => Ok(()),

@@ -8,8 +8,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use snakepit_wire::control::{
     ARITY, ControlError, EXECUTORS, FUNCTIONS, Failed, FromWarden, FromWorker, Function, LABEL, LOAD_INFO, Load,
-    Loaded, MESSAGE, MISSING, Message, NUMBERS, PACKET, PATH, Process, RELEASES, SYMBOL, Stage, Status, ToWarden,
-    ToWorker, VERSION, decode, encode,
+    Loaded, MESSAGE, MISSING, Message, NUMBERS, PACKET, PATH, Process, RELEASES, SYMBOL, Stage, Status, System,
+    ToWarden, ToWorker, VERSION, VERSION_TEXT, decode, encode,
 };
 use snakepit_wire::service::{self, INTEGER, KEY, Keyed, NAMES, Named, PIECE, REGISTERED, Reply, Request};
 use snakepit_wire::{Limits, Name, NameKind};
@@ -46,14 +46,41 @@ fn from_warden() -> impl Strategy<Value = FromWarden> {
     ]
 }
 
+fn system(erts: String) -> System {
+    System {
+        driver: (3, 3),
+        nif: (2, 16),
+        erts,
+        release: "25".into(),
+        threads: 1,
+        smp: 1,
+        async_threads: 1,
+        schedulers: 2,
+        dirty_schedulers: 1,
+    }
+}
+
 fn to_worker() -> impl Strategy<Value = ToWorker> {
     let limits =
         (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(bytes, words, depth)| Limits { bytes, words, depth });
-    let process = (0..=EXECUTORS, any::<u32>(), limits).prop_map(|(executors, spin_us, limits)| Process {
-        executors,
-        spin_us,
-        limits,
+    let system = (any::<[i32; 9]>(), "[0-9.]{0,64}", "[0-9]{0,8}").prop_map(|(numbers, erts, release)| System {
+        driver: (numbers[0], numbers[1]),
+        nif: (numbers[2], numbers[3]),
+        erts,
+        release,
+        threads: numbers[4],
+        smp: numbers[5],
+        async_threads: numbers[6],
+        schedulers: numbers[7],
+        dirty_schedulers: numbers[8],
     });
+    let process =
+        (0..=EXECUTORS, any::<u32>(), limits, system).prop_map(|(executors, spin_us, limits, system)| Process {
+            executors,
+            spin_us,
+            limits,
+            system,
+        });
     let load = (
         0..NUMBERS,
         prop::option::of(0..NUMBERS),
@@ -128,10 +155,14 @@ fn request() -> impl Strategy<Value = Request> {
         (number(), named()).prop_map(|(request, name)| Request::IsAlive { request, name }),
         (number(), 0..=NAMES as u32).prop_map(|(request, count)| Request::References { request, count }),
         (number(), number()).prop_map(|(request, properties)| Request::Unique { request, properties }),
-        (number(), any::<u64>(), named()).prop_map(|(request, monitor, pid)| Request::Monitor {
-            request,
-            monitor,
-            pid
+        number().prop_map(|request| Request::Now { request }),
+        (number(), any::<u64>(), any::<u64>(), named()).prop_map(|(request, monitor, object, pid)| {
+            Request::Monitor {
+                request,
+                monitor,
+                object,
+                pid,
+            }
         }),
         any::<u64>().prop_map(|monitor| Request::Demonitor { monitor }),
         (number(), named()).prop_map(|(request, name)| Request::Key { request, name }),
@@ -351,12 +382,30 @@ fn every_field_is_bounded() {
                 executors,
                 spin_us: 0,
                 limits: Limits::DEFAULT,
+                system: system(String::new()),
             }),
             path: vec![b'p'; path],
             load_info: vec![106; info],
         };
         field(&ToWorker::Load(load))
     };
+    let with_system = |erts| {
+        let load = Load {
+            library: 0,
+            replaces: None,
+            asks: false,
+            process: Some(Process {
+                executors: 1,
+                spin_us: 0,
+                limits: Limits::DEFAULT,
+                system: system(erts),
+            }),
+            path: Vec::new(),
+            load_info: Vec::new(),
+        };
+        field(&ToWorker::Load(load))
+    };
+    assert_eq!(with_system("1".repeat(VERSION_TEXT + 1)), "erts");
     assert_eq!(load(PATH + 1, 1, 1, 0, None), "path");
     assert_eq!(load(1, LOAD_INFO + 1, 1, 0, None), "load_info");
     assert_eq!(load(1, 1, EXECUTORS + 1, 0, None), "executors");

@@ -1,6 +1,6 @@
-//! The way of a library's requests: records in the ring's event queue.
+//! What a library has of the VM through the ring: the way of its requests, which are records in the event queue, and the VM's time.
 
-use snakepit_host::host::Transport;
+use snakepit_host::host::{Clock, Transport};
 use snakepit_shm_core::ring::worker::WorkerRing;
 use std::time::Duration;
 
@@ -32,5 +32,27 @@ impl Transport for Requests {
             std::thread::sleep(PAUSE);
         }
         true
+    }
+}
+
+/// The VM's time, as the VM has written it into the ring last.
+#[derive(Debug)]
+pub struct VmTime {
+    ring: &'static WorkerRing,
+}
+
+impl VmTime {
+    pub const fn new(ring: &'static WorkerRing) -> Self {
+        Self { ring }
+    }
+}
+
+impl Clock for VmTime {
+    fn difference(&self) -> i64 {
+        self.ring.clock().0
+    }
+
+    fn offset(&self) -> i64 {
+        self.ring.clock().1
     }
 }

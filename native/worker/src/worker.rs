@@ -8,7 +8,7 @@
 //! select         descriptors that the library waits for          (from the first of them on)
 //! ```
 
-use crate::channel::Requests;
+use crate::channel::{Requests, VmTime};
 use crate::executor;
 use crate::libraries::{self, bounded, tell};
 use crate::packet::{Packets, Received};
@@ -78,6 +78,8 @@ fn serve(vm: &'static Packets) -> Result<(), Leave> {
     let (load, process) = wait_for_load(vm)?;
     keeper::start(vm, ring).map_err(|error| broken(format!("no thread can be started: {error}")))?;
     host::limits(process.limits);
+    host::tell_of(process.system.clone());
+    host::follow(Box::leak(Box::new(VmTime::new(ring))));
     host::connect(Box::leak(Box::new(Requests::new(ring))));
     let loaded = libraries::load(vm, &load).map_err(Leave::Failed)?;
     let executors = u32::from(process.executors).clamp(1, ring.plan().executors) as u16;
@@ -120,7 +122,7 @@ fn wait_for_load(vm: &Packets) -> Result<(Load, Process), Leave> {
         match vm.receive(&mut buffer) {
             Received::Packet { length, .. } => {
                 return match control::decode(&buffer[..length]) {
-                    Ok(ToWorker::Load(load)) => match load.process {
+                    Ok(ToWorker::Load(load)) => match load.process.clone() {
                         Some(process) => Ok((load, process)),
                         None => Err(Leave::With(exit::PROTOCOL)),
                     },

@@ -33,6 +33,17 @@ defmodule Snakepit.Isolation.LoadFailureTest do
     assert Exception.message(error) =~ "Leave out the ending .so"
   end
 
+  test "one whose functions have more new names than it may make atoms" do
+    for limit <- [0, 1] do
+      assert %Error{reason: :not_loaded} = error = refused(:new_names, max_atoms: limit)
+      assert Exception.message(error) =~ "new atoms, of which it may make #{limit}"
+      assert Exception.message(error) =~ "max_atoms:"
+    end
+
+    library = load!(:new_names, max_atoms: 2)
+    assert {:ok, :ok} = Isolation.call(library, :fine, [])
+  end
+
   test "a library that can be loaded after all" do
     assert refused(:load_fails, load_info: 1)
     library = load!(:load_fails, load_info: 0)

@@ -282,6 +282,16 @@ defmodule Snakepit.Isolation.ServiceTest do
       for _ <- 1..200, do: assert(length(call!(library, :make_refs, [32])) == 32)
     end
 
+    test "do not fill the table while a call goes on that has none of them" do
+      library = load!(:services, max_names: 128, concurrency: 2)
+      long = Isolation.call_async(library, :sleep, [2_000], timeout: @deadline)
+      begun(library, 1)
+      for _ <- 1..100, do: assert(length(call!(library, :make_refs, [16])) == 16)
+      # It was still there.
+      assert info!(library).in_flight == 1
+      assert {:ok, :ok} = Isolation.await(long)
+    end
+
     test "outlive their call when they are kept, and come back" do
       library = load!(:services, max_names: 128)
 

@@ -314,10 +314,16 @@ defmodule Snakepit.Native.IsolationCallTest do
     test "end in the worker after they have ended here", %{pool: pool, worker: worker} do
       {pid, monitor} = spawn_monitor(fn -> for n <- 1..10, do: {:ok, _} = call(pool, :cell_new, [n]) end)
       assert_receive {:DOWN, ^monitor, :process, ^pid, :normal}, @deadline
+      # Its owner is told of the first, and not of the others before it has sent them.
+      assert_receive :released, @deadline
       assert Enum.any?(1..200, fn _ -> Process.sleep(5) && Native.worker_status(worker).releases == 10 end)
+      refute_received :released
       assert {:ok, 10} = call(pool, :cells, [])
       assert {:ok, 0} = Native.worker_flush(worker)
       assert Enum.any?(1..200, fn _ -> Process.sleep(5) && call(pool, :cells, []) == {:ok, 0} end)
+      {pid, monitor} = spawn_monitor(fn -> {:ok, _} = call(pool, :cell_new, [1]) end)
+      assert_receive {:DOWN, ^monitor, :process, ^pid, :normal}, @deadline
+      assert_receive :released, @deadline
     end
   end
 

@@ -44,8 +44,8 @@ pub trait Object: Send + Sync + Sized + 'static {
         let _ = event;
     }
 
-    /// The VM has no term of it any more; it is dropped next. `env` is nobody's.
-    fn ended(&self, env: *mut ErlNifEnv) {
+    /// Nobody refers to it any more. `env` is nobody's.
+    fn ends(&self, env: *mut ErlNifEnv) {
         let _ = env;
     }
 
@@ -61,8 +61,22 @@ pub struct Watch(ErlNifMonitor);
 
 impl PartialEq for Watch {
     fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Watch {}
+
+impl PartialOrd for Watch {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Watch {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         // SAFETY: both were filled in by the VM.
-        unsafe { enif_compare_monitors(&raw const self.0, &raw const other.0) == 0 }
+        unsafe { enif_compare_monitors(&raw const self.0, &raw const other.0) }.cmp(&0)
     }
 }
 
@@ -96,7 +110,7 @@ unsafe extern "C" fn destroyed<T: Object>(env: *mut ErlNifEnv, object: *mut c_vo
     // A panic must not cross into the VM; what it leaves behind is leaked.
     // SAFETY: the last use of the object, which `Handle::new` has written.
     let _ = catch_unwind(AssertUnwindSafe(|| unsafe {
-        (*object).ended(env);
+        (*object).ends(env);
         object.drop_in_place();
     }));
 }

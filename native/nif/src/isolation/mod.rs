@@ -37,6 +37,7 @@ pub fn load(env: Env<'_>) -> bool {
         && handle::register::<batch::Batch>(env)
         && handle::register::<call::Ticket>(env)
         && handle::register::<pool::Pool>(env)
+        && handle::register::<monitors::Watcher>(env)
         && handle::register::<remote::Remote>(env)
         && handle::register::<warden::Warden>(env)
         && handle::register::<worker::Worker>(env)

@@ -4,7 +4,9 @@
 //!   dead are taken, then those of the longest known.
 //! * Everything else (references, funs, pids and ports of other nodes) is copied. It has two holders: the call that brought it,
 //!   and the library, from its `Keep` (or from the beginning, of a reference made for it) to its `Drop`. It leaves with the last
-//!   of them. A `Drop` has its effect when the calls are over that were in flight when it was read: their answers may have it.
+//!   of them. A `Drop` has its effect when those calls are over that were in flight when it was read and, as the worker says, may
+//!   have had it: their answers may have it. (A worker that lies about that loses names before it has used them.) A name waits
+//!   for one of these calls at a time, so that one which never ends keeps no others than those that it may have had.
 //!
 //! A place that is used again has a new generation. A name with an old one is *stale*: a library may keep what it was given.
 //! One that never was is *forged*: its worker lies.
@@ -12,6 +14,7 @@
 use super::failure::{Unmakeable, Unreadable};
 use super::saved::Saved;
 use rustler::sys::{ErlNifEnv, ErlNifPid, ErlNifTerm, enif_get_local_pid, enif_is_process_alive, enif_make_copy};
+use snakepit_shm_core::ring::vm::VmRing;
 use snakepit_wire::{Name, NameKind};
 use std::collections::{HashMap, VecDeque};
 use std::mem::MaybeUninit;
@@ -41,7 +44,9 @@ struct Kept {
     /// A call that is not over.
     call: bool,
     library: Library,
-    /// It is in the row of those that are to be let go of: once, however often that was asked for.
+    /// The lowest number of a call that may have had it from the library.
+    since: u64,
+    /// It is among those that are to be let go of: once, however often that was asked for.
     queued: bool,
 }
 
@@ -49,7 +54,7 @@ struct Kept {
 enum Library {
     Out,
     Holds,
-    /// Until no call with a lower number is in flight.
+    /// Until no call is in flight that may have had it and has a lower number.
     Until(u64),
 }
 
@@ -73,9 +78,12 @@ pub struct Names {
     free: Vec<u32>,
     by_word: HashMap<ErlNifTerm, u32>,
     limit: usize,
-    /// Places that the library lets go of, each with the number that it waited for when it came here: in their order, but for what
-    /// was dropped by two at a time.
-    leaving: VecDeque<(u32, u64)>,
+    /// Places that the library lets go of, and of which is to be seen what they wait for.
+    leaving: VecDeque<u32>,
+    /// Those that wait for the end of a call, by its number.
+    waiting: HashMap<u64, Vec<u32>>,
+    /// Numbers of calls in flight, while they are looked at.
+    in_flight: Vec<u64>,
     /// The places of local names, in the order in which they were known or last found alive.
     locals: VecDeque<u32>,
     /// Places that were looked at for want of a free one.
@@ -93,6 +101,8 @@ impl Names {
             by_word: HashMap::new(),
             limit,
             leaving: VecDeque::new(),
+            waiting: HashMap::new(),
+            in_flight: Vec::new(),
             locals: VecDeque::new(),
             looked: 0,
             replaced: Arc::default(),
@@ -160,6 +170,7 @@ impl Names {
                 Holder::Call => Library::Out,
                 Holder::Library => Library::Holds,
             },
+            since: u64::MAX,
             queued: false,
         };
         Ok(self.fill(index, kind, Contents::Kept(kept)))
@@ -184,35 +195,34 @@ impl Names {
         Ok(())
     }
 
-    /// The library lets go of it as soon as no call with a number lower than `number` is in flight. True: there is one to
-    /// [`settle`](Names::settle).
-    pub fn drop_later(&mut self, name: Name, number: u64) -> Result<bool, Unmakeable> {
+    /// The library lets go of it as soon as no call is in flight with a number from `since` on and lower than `number`. True: there is
+    /// one to [`settle`](Names::settle).
+    pub fn drop_later(&mut self, name: Name, since: u64, number: u64) -> Result<bool, Unmakeable> {
         self.check(name)?;
         let Some(kept) = self.kept(name) else { return Ok(false) };
         if kept.library == Library::Out {
             return Ok(false);
         }
         kept.library = Library::Until(number);
+        // Those of an earlier time that it was kept count, too.
+        kept.since = kept.since.min(since);
         if !std::mem::replace(&mut kept.queued, true) {
-            self.leaving.push_back((name.index, number));
+            self.leaving.push_back(name.index);
         }
         Ok(true)
     }
 
-    /// Lets go of what may go now, or some of it. `lowest`: the lowest number of a call in flight. True: nothing is left to be
-    /// settled.
-    pub fn settle(&mut self, lowest: Option<u64>) -> bool {
-        let waits = |number| lowest.is_some_and(|lowest| lowest < number);
+    /// Lets go of what may go now, or some of it. True: nothing is left to be settled.
+    pub fn settle(&mut self, ring: &VmRing) -> bool {
+        ring.calls_in_flight(&mut self.in_flight);
+        let over = |call: &u64| self.in_flight.binary_search(call).is_err();
+        // No more than there are slots.
+        let ended: Vec<u64> = self.waiting.keys().copied().filter(over).collect();
+        for call in ended {
+            self.leaving.extend(self.waiting.remove(&call).unwrap_or_default());
+        }
         for _ in 0..PORTION {
-            match self.leaving.front() {
-                None => break,
-                // So do those behind it.
-                Some((_, number)) if waits(*number) => break,
-                Some(_) => {}
-            }
-            let Some((index, _)) = self.leaving.pop_front() else {
-                break;
-            };
+            let Some(index) = self.leaving.pop_front() else { break };
             let Some(Place {
                 contents: Contents::Kept(kept),
                 ..
@@ -220,20 +230,22 @@ impl Names {
             else {
                 continue;
             };
-            match kept.library {
-                // It was dropped again meanwhile.
-                Library::Until(number) if waits(number) => self.leaving.push_back((index, number)),
-                Library::Until(_) => {
-                    (kept.library, kept.queued) = (Library::Out, false);
-                    if !kept.call {
-                        self.free(index);
-                    }
-                }
+            let Library::Until(number) = kept.library else {
                 // It is kept again.
-                Library::Holds | Library::Out => kept.queued = false,
+                kept.queued = false;
+                continue;
+            };
+            let next = self.in_flight.partition_point(|call| *call < kept.since);
+            if let Some(call) = self.in_flight.get(next).filter(|call| **call < number) {
+                self.waiting.entry(*call).or_default().push(index);
+                continue;
+            }
+            (kept.library, kept.queued, kept.since) = (Library::Out, false, u64::MAX);
+            if !kept.call {
+                self.free(index);
             }
         }
-        self.leaving.is_empty()
+        self.leaving.is_empty() && self.waiting.is_empty()
     }
 
     /// How many places were looked at for want of a free one, so far.

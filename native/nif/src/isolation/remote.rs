@@ -11,33 +11,29 @@ use super::handle::{Kind, Object};
 use crate::atoms;
 use parking_lot::{Mutex, MutexGuard};
 use rustler::sys::{ErlNifEnv, ErlNifPid, enif_send};
-use rustler::{Encoder, Env};
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// References that the VM has dropped and the worker does not know of yet.
 #[derive(Debug)]
 pub struct Releases {
     incarnation: u64,
     /// None when the worker is dead.
-    ids: Mutex<Option<Vec<u64>>>,
+    pending: Mutex<Option<Pending>>,
     known: Mutex<Known>,
-    /// Who is told that there is something to be taken.
-    owner: OnceLock<Owner>,
-    /// It was, and has not looked since.
-    told: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Owner(ErlNifPid);
+struct Pending {
+    ids: Vec<u64>,
+    /// Who sends them to the worker, and whether it knows that there are some.
+    listener: Option<ErlNifPid>,
+    told: bool,
+}
 
 // SAFETY: a pid is a word.
-unsafe impl Send for Owner {}
-// SAFETY: as above.
-unsafe impl Sync for Owner {}
+unsafe impl Send for Pending {}
 
 /// The resources that there are, or were a moment ago.
 #[derive(Debug, Default)]
@@ -74,10 +70,12 @@ impl Releases {
     pub fn new(incarnation: u64) -> Self {
         Releases {
             incarnation,
-            ids: Mutex::new(Some(Vec::new())),
+            pending: Mutex::new(Some(Pending {
+                ids: Vec::new(),
+                listener: None,
+                told: false,
+            })),
             known: Mutex::default(),
-            owner: OnceLock::new(),
-            told: AtomicBool::new(false),
         }
     }
 
@@ -90,55 +88,66 @@ impl Releases {
         self.known.lock()
     }
 
-    /// One reference of the object is not needed any more.
+    /// `:released` goes to this process when there is something to [`take`](Releases::take), once until it is taken.
+    pub fn listen(&self, listener: Option<ErlNifPid>) {
+        if let Some(pending) = &mut *self.pending.lock() {
+            pending.listener = listener;
+        }
+    }
+
+    /// One reference of the object is not needed any more. That is told with the next that ends, or at the next look.
     pub fn give_back(&self, id: u64) {
-        if let Some(ids) = &mut *self.ids.lock() {
-            ids.push(id);
+        if let Some(pending) = &mut *self.pending.lock() {
+            pending.ids.push(id);
         }
     }
 
-    /// Sends `{:releases, incarnation}` to this process when there is something to take, and again when there is after it has
-    /// taken. Once.
-    pub fn tells(&self, owner: ErlNifPid) {
-        let _ = self.owner.set(Owner(owner));
-    }
-
-    fn tell(&self, env: *mut ErlNifEnv) {
-        // AcqRel: pairs with the Release of `take`; who takes after that finds what was given back before this.
-        if self.told.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        if let Some(Owner(owner)) = self.owner.get() {
-            // SAFETY: the environment is the callback's, and alive for the whole of it.
-            let safe = unsafe { Env::new(&(), env) };
-            let message = (atoms::releases(), self.incarnation).encode(safe);
-            // SAFETY: the message is of the environment and is copied. An owner that is gone needs none.
-            unsafe { enif_send(env, &raw const *owner, null_mut(), message.as_c_arg()) };
+    /// The same, and it is told now. `env`: of a callback.
+    fn give_back_now(&self, id: u64, env: *mut ErlNifEnv) {
+        let listener = match &mut *self.pending.lock() {
+            Some(pending) => {
+                pending.ids.push(id);
+                let listener = pending.listener.filter(|_| !pending.told);
+                pending.told |= listener.is_some();
+                listener
+            }
+            None => None,
+        };
+        if let Some(listener) = listener {
+            // SAFETY: the VM calls a destructor on a scheduler, with an environment; an atom is a term of any.
+            unsafe {
+                enif_send(
+                    env,
+                    &raw const listener,
+                    std::ptr::null_mut(),
+                    atoms::released().as_c_arg(),
+                )
+            };
         }
     }
 
     /// Takes at most `most` of them.
     pub fn take(&self, most: usize) -> Vec<u64> {
-        self.told.store(false, Ordering::Release);
-        let mut ids = self.ids.lock();
-        ids.as_mut().map_or_else(Vec::new, |ids| {
+        let mut pending = self.pending.lock();
+        pending.as_mut().map_or_else(Vec::new, |Pending { ids, told, .. }| {
+            *told = false;
             let rest = ids.len() - ids.len().min(most);
             ids.split_off(rest)
         })
     }
 
     pub fn put_back(&self, taken: Vec<u64>) {
-        if let Some(ids) = &mut *self.ids.lock() {
-            ids.extend(taken);
+        if let Some(pending) = &mut *self.pending.lock() {
+            pending.ids.extend(taken);
         }
     }
 
     pub fn pending(&self) -> usize {
-        self.ids.lock().as_ref().map_or(0, Vec::len)
+        self.pending.lock().as_ref().map_or(0, |pending| pending.ids.len())
     }
 
     pub fn close(&self) {
-        let old = self.ids.lock().take();
+        let old = self.pending.lock().take();
         drop(old);
     }
 }
@@ -168,12 +177,6 @@ impl Remote {
     }
 }
 
-impl Drop for Remote {
-    fn drop(&mut self) {
-        self.releases.known().remove(self.id, self.mark);
-    }
-}
-
 static KIND: Kind = Kind::new();
 
 impl Object for Remote {
@@ -183,8 +186,8 @@ impl Object for Remote {
         &KIND
     }
 
-    fn ended(&self, env: *mut ErlNifEnv) {
-        self.releases.give_back(self.id);
-        self.releases.tell(env);
+    fn ends(&self, env: *mut ErlNifEnv) {
+        self.releases.known().remove(self.id, self.mark);
+        self.releases.give_back_now(self.id, env);
     }
 }

@@ -53,21 +53,16 @@ impl Replies {
         }
     }
 
-    /// The end of a process that has been watched so many times. The first ones are sent, the others when the socket is heard of:
-    /// this is the time of the process that ends.
-    pub fn downs(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, monitors: impl Iterator<Item = u64>) {
-        let mut waiting = self.0.lock();
-        for (index, monitor) in monitors.enumerate() {
-            if let Ok(packet) = control::encode(&ToWorker::Down { monitor }) {
-                waiting.post(worker, packet, index < PORTION);
-            }
+    /// The end of a process that is watched.
+    pub fn down(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, monitor: u64) {
+        if let Ok(packet) = control::encode(&ToWorker::Down { monitor }) {
+            self.post(worker, env, packet);
         }
-        waiting.arm(worker, env);
     }
 
     fn post(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, packet: Vec<u8>) {
         let mut waiting = self.0.lock();
-        waiting.post(worker, packet, true);
+        waiting.post(worker, packet);
         waiting.arm(worker, env);
     }
 
@@ -106,9 +101,9 @@ impl Replies {
 }
 
 impl Waiting {
-    /// Sends it, if nothing waits before it and it `goes` now; else it waits.
-    fn post(&mut self, worker: Ref<'_, Worker>, packet: Vec<u8>, goes: bool) {
-        if goes && self.packets.is_empty() {
+    /// Sends it, if nothing waits before it; else it waits.
+    fn post(&mut self, worker: Ref<'_, Worker>, packet: Vec<u8>) {
+        if self.packets.is_empty() {
             match packets::post(worker.control(), &packet, &[]) {
                 Sent::Yes | Sent::Closed => return,
                 Sent::Busy => {}

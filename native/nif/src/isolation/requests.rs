@@ -11,9 +11,9 @@ use super::terms;
 use super::worker::Worker;
 use rustler::Env;
 use rustler::sys::{
-    ErlNifEnv, ErlNifPid, ErlNifPort, ErlNifTerm, enif_get_local_pid, enif_get_local_port, enif_is_port_alive,
-    enif_is_process_alive, enif_make_ref, enif_make_unique_integer, enif_port_command, enif_send, enif_whereis_pid,
-    enif_whereis_port,
+    ErlNifEnv, ErlNifPid, ErlNifPort, ErlNifTerm, enif_get_int64, enif_get_local_pid, enif_get_local_port,
+    enif_get_tuple, enif_is_port_alive, enif_is_process_alive, enif_make_int64, enif_make_ref,
+    enif_make_unique_integer, enif_now_time, enif_port_command, enif_send, enif_whereis_pid, enif_whereis_port,
 };
 use snakepit_shm_core::ring::vm::Done;
 use snakepit_wire::control::{self, PACKET};
@@ -180,14 +180,24 @@ impl Intake {
                 }
                 answer(request, self.unique(properties));
             }
-            Request::Monitor { request, monitor, pid } => self.monitor(worker, raw, request, monitor, pid.0)?,
-            Request::Demonitor { monitor } => services.monitors().remove(worker, raw, monitor),
+            Request::Now { request } => answer(request, self.now()),
+            Request::Monitor {
+                request,
+                monitor,
+                object,
+                pid,
+            } => self.monitor(worker, raw, request, (monitor, object), pid.0)?,
+            Request::Demonitor { monitor } => services.monitors().remove(raw, monitor),
             Request::Key { request, name } => answer(request, key(&worker, raw, name.0)?),
             Request::Keep { names } => {
                 let mut table = worker.names().lock();
                 names.iter().try_for_each(|name| table.hold(name.0)).map_err(fault)?;
             }
-            Request::Drop { names, .. } => worker.drop_names(names.iter().map(|name| name.0)).map_err(fault)?,
+            Request::Drop { names, since } => {
+                worker
+                    .drop_names(names.iter().map(|name| name.0), since)
+                    .map_err(fault)?;
+            }
         }
         Ok(Done::Yes)
     }
@@ -317,18 +327,38 @@ impl Intake {
         Reply::Integer(bytes)
     }
 
+    fn now(&mut self) -> Reply {
+        let env = self.env.as_c_arg();
+        let (mut arity, mut parts) = (0, std::ptr::null());
+        // SAFETY: our own environment; a tuple of three integers, which is read before the environment is cleared.
+        let microseconds = unsafe {
+            let now = enif_now_time(env);
+            enif_get_tuple(env, now, &raw mut arity, &raw mut parts);
+            let part = |index| {
+                let mut number = 0;
+                enif_get_int64(env, *parts.add(index), &raw mut number);
+                number
+            };
+            let seconds = part(0) * 1_000_000 + part(1);
+            enif_make_int64(env, seconds * 1_000_000 + part(2))
+        };
+        let bytes = terms::key(env, microseconds).to_vec();
+        self.env.clear();
+        Reply::Integer(bytes)
+    }
+
     fn monitor(
         &mut self,
         worker: Ref<'_, Worker>,
         env: *mut ErlNifEnv,
         request: u32,
-        number: u64,
+        (number, object): (u64, u64),
         name: Name,
     ) -> Result<()> {
         let (replies, monitors) = (worker.services().replies(), worker.services().monitors());
         match target(&worker, name, NameKind::Pid)? {
             Target::Local(word) => match local_pid(env, word) {
-                Some(pid) => match monitors.add(worker, env, replies, request, number, &pid) {
+                Some(pid) => match monitors.add(worker, env, replies, request, number, object, &pid) {
                     // It gets a signal as others get a message, and another one when the monitor ends.
                     Some(true) => self.sends(word, SIGNALS),
                     Some(false) => {}

@@ -5,6 +5,7 @@
 
 use super::failure::{Unmakeable, Unreadable};
 use super::handle::{Handle, Ref};
+use super::monitors::Watcher;
 use super::names::{Holder, Names};
 use super::recent_atoms;
 use super::remote::Remote;
@@ -238,8 +239,11 @@ impl<'a> VmReader<'a> {
 fn remote(env: *mut ErlNifEnv, term: ErlNifTerm) -> Option<(u64, u64)> {
     // SAFETY: the environment is alive for as long as the value, which does not leave this function.
     let term = unsafe { Term::new(Env::new(&(), env), term) };
-    let remote = Ref::<Remote>::of(term).ok()?;
-    Some((remote.incarnation(), remote.id()))
+    if let Ok(remote) = Ref::<Remote>::of(term) {
+        return Some((remote.incarnation(), remote.id()));
+    }
+    let watcher = Ref::<Watcher>::of(term).ok()?;
+    Some((watcher.incarnation(), watcher.id()))
 }
 
 /// Whether it is one word.

@@ -19,7 +19,10 @@ use crate::reply::{self, map};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use parking_lot::Mutex;
-use rustler::sys::{ErlNifEnv, ErlNifEvent, ErlNifPid, ErlNifTerm, c_int};
+use rustler::sys::{
+    ErlNifEnv, ErlNifEvent, ErlNifPid, ErlNifSysInfo, ErlNifTerm, ErlNifTimeUnit, c_int, enif_monotonic_time,
+    enif_system_info, enif_time_offset,
+};
 use rustler::types::atom::Atom;
 use rustler::{Binary, Encoder, Env, Error as NifError, NifResult, Term};
 use snakepit_shm_core::error::Error;
@@ -28,11 +31,12 @@ use snakepit_shm_core::ring::bell::{self, Listener, Ringer, Wait};
 use snakepit_shm_core::ring::vm::{VmRing, Woken};
 use snakepit_shm_core::ring::{Caller, ExecutorStatus, WorkerStatus};
 use snakepit_wire::control::{
-    self, Failed, FromWorker, Function, LIBRARIES, Load, Loaded, Process, RELEASES, Stage, ToWorker,
+    self, Failed, FromWorker, Function, LIBRARIES, Load, Loaded, Process, RELEASES, Stage, System, ToWorker,
 };
 use snakepit_wire::{Limits, Name, NameKind};
 use std::collections::HashMap;
 use std::ffi::CStr;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -120,15 +124,12 @@ impl Object for Worker {
         self.output.stopped(event);
     }
 
-    /// A process has ended that the library watches, or the owner. Without an owner the end of the control socket tells the worker to
-    /// go; its calls end when somebody has seen it dead and says `worker_close`.
-    fn down(handle: Handle<Self>, env: *mut ErlNifEnv, pid: ErlNifPid, watch: Watch) {
-        let worker = handle.borrow();
+    /// The owner has ended. The end of the control socket tells the worker to go; its calls end when somebody has seen it dead
+    /// and says `worker_close`. Its monitors end at once: they keep this.
+    fn down(handle: Handle<Self>, env: *mut ErlNifEnv, _pid: ErlNifPid, watch: Watch) {
         if handle.owner.get() == Some(&watch) {
-            handle.control.close(env, worker);
-        } else {
-            let services = &handle.services;
-            services.monitors().ended(worker, env, services.replies(), pid, watch);
+            handle.control.close(env, handle.borrow());
+            while !handle.services.monitors().close(env) {}
         }
     }
 }
@@ -150,6 +151,7 @@ impl Worker {
             nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::os("pipe2", errno))?;
         packets::do_not_block(&output)?;
         let names = Names::new(spec.names);
+        tell_time(&ring);
         Ok(Worker {
             incarnation,
             limits: Limits {
@@ -309,18 +311,19 @@ impl Worker {
             return;
         }
         let mut names = self.names.lock();
-        if names.settle(self.ring.lowest_in_flight()) {
+        if names.settle(&self.ring) {
             // Under the lock, as where it is set.
             self.marks.fetch_and(!LEAVING, Ordering::Relaxed);
         }
     }
 
-    /// The library has dropped these names: they go when the calls are over that are in flight now.
-    pub fn drop_names(&self, dropped: impl Iterator<Item = Name>) -> std::result::Result<(), Unmakeable> {
+    /// The library has dropped these names: they go when the calls are over that are in flight now, those with a number lower than
+    /// `since` excepted.
+    pub fn drop_names(&self, dropped: impl Iterator<Item = Name>, since: u64) -> std::result::Result<(), Unmakeable> {
         let number = self.ring.next_number();
         let mut names = self.names.lock();
         for name in dropped {
-            if names.drop_later(name, number)? {
+            if names.drop_later(name, since, number)? {
                 self.marks.fetch_or(LEAVING, Ordering::Relaxed);
             }
         }
@@ -475,7 +478,7 @@ impl Worker {
         let raw = env.as_c_arg();
         worker.fault();
         Services::close(worker);
-        if !worker.services.monitors().close(worker, raw) {
+        if !worker.services.monitors().close(raw) {
             flight::gives_way(env);
             return false;
         }
@@ -493,6 +496,58 @@ impl Worker {
     }
 }
 
+/// What a library in the VM is told of it.
+fn system() -> System {
+    let mut info = MaybeUninit::<ErlNifSysInfo>::zeroed();
+    // SAFETY: plain data, filled in up to the size that is given; the texts are the VM's own, for ever.
+    let (info, erts, release) = unsafe {
+        enif_system_info(info.as_mut_ptr(), size_of::<ErlNifSysInfo>());
+        let info = info.assume_init();
+        let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
+        let (erts, release) = (text(info.erts_version), text(info.otp_release));
+        (info, erts, release)
+    };
+    System {
+        driver: (info.driver_major_version, info.driver_minor_version),
+        nif: (info.nif_major_version, info.nif_minor_version),
+        erts,
+        release,
+        threads: info.thread_support,
+        smp: info.smp_support,
+        async_threads: info.async_threads,
+        schedulers: info.scheduler_threads,
+        dirty_schedulers: info.dirty_scheduler_support,
+    }
+}
+
+/// How often the clocks are read, for the reading that took least.
+const READINGS: usize = 4;
+
+/// Writes into the ring what lies between the kernel's monotonic clock and the VM's time, which changes when the VM corrects it.
+fn tell_time(ring: &VmRing) {
+    let kernel = || {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+        now.map_or(0, |now| now.tv_sec() * 1_000_000_000 + now.tv_nsec())
+    };
+    let reading = |_| {
+        let before = kernel();
+        // SAFETY: takes a number only.
+        let vm = unsafe { enif_monotonic_time(ErlNifTimeUnit::ERL_NIF_NSEC) };
+        let after = kernel();
+        (after - before, vm - (before + (after - before) / 2))
+    };
+    if let Some((_, difference)) = (0..READINGS).map(reading).min_by_key(|(took, _)| *took) {
+        // SAFETY: takes a number only.
+        ring.set_clock(difference, unsafe { enif_time_offset(ErlNifTimeUnit::ERL_NIF_NSEC) });
+    }
+}
+
+#[rustler::nif]
+fn worker_clock<'a>(worker: Term<'a>) -> NifResult<Atom> {
+    tell_time(Ref::<Worker>::of(worker)?.ring());
+    Ok(atoms::ok())
+}
+
 #[rustler::nif]
 fn worker_new<'a>(env: Env<'a>, spec: Term<'a>) -> NifResult<Term<'a>> {
     let grants = Spec::grants(spec)?;
@@ -501,13 +556,11 @@ fn worker_new<'a>(env: Env<'a>, spec: Term<'a>) -> NifResult<Term<'a>> {
         Ok(worker) => {
             let worker = Handle::new(worker);
             let pid = self_pid(env);
-            if let Some(pid) = pid {
-                worker.releases.tells(pid);
-            }
             let owner = pid.and_then(|pid| worker.borrow().watch(env.as_c_arg(), &pid));
             if let Some(owner) = owner {
                 let _ = worker.owner.set(owner);
             }
+            worker.releases.listen(pid);
             (atoms::ok(), worker.term(env)).encode(env)
         }
         Err(failure) => failure.term(env),
@@ -644,6 +697,7 @@ fn worker_load<'a>(
                 executors: worker.executors,
                 spin_us: worker.spin_us,
                 limits: *worker.limits(),
+                system: system(),
             });
             let load = Load {
                 library,

@@ -3,7 +3,7 @@
 use super::error::{Error, Result};
 
 pub const MAGIC: u64 = u64::from_le_bytes(*b"SNPKRING");
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// Bytes of a payload that fit into a submission cell, and into an answer line.
 pub const TINY_REQUEST: usize = 32;
 pub const TINY_ANSWER: usize = 48;
@@ -73,7 +73,11 @@ pub(crate) mod header {
     pub const EVENT_TAIL: usize = 384;
     /// Own line, VM: bytes of the event queue that it has taken.
     pub const EVENT_HEAD: usize = 512;
-    pub const END: usize = 640;
+    /// Own line, VM: nanoseconds from the kernel's monotonic clock to the VM's monotonic time.
+    pub const CLOCK: usize = 640;
+    /// On the same line, VM: nanoseconds from there to the VM's system time.
+    pub const CLOCK_OFFSET: usize = 648;
+    pub const END: usize = 768;
 }
 
 /// Words of a submission cell (one line, written by the VM).

@@ -990,15 +990,16 @@ impl VmRing {
         self.tail.load(Ordering::Relaxed)
     }
 
-    /// The lowest number of a call whose answer somebody may still take. One that is being published right now may be
+    /// The numbers of the calls whose answers somebody may still take, in their order. One that is being published right now may be
     /// missed; the worker cannot have seen it either.
-    pub fn lowest_in_flight(&self) -> Option<u64> {
-        let calls = self.records.iter().filter_map(|record| {
+    pub fn calls_in_flight(&self, numbers: &mut Vec<u64>) {
+        numbers.clear();
+        numbers.extend(self.records.iter().filter_map(|record| {
             // Acquire: pairs with the Release of whoever hands the record on.
             let current = record.state.load(Ordering::Acquire);
             matches!(current & STATE, PUBLISHED | PARKED | COMMITTED).then_some(current >> STATE_BITS)
-        });
-        calls.min()
+        }));
+        numbers.sort_unstable();
     }
 
     /// Copies one record into the scratch buffer: first its head, then, when its length is plausible, the rest.
@@ -1059,6 +1060,18 @@ impl VmRing {
             .map(|word| word.load(Ordering::Relaxed).count_ones())
             .sum();
         self.records.len().saturating_sub(free as usize)
+    }
+
+    /// Tells the worker the VM's time: nanoseconds from the kernel's monotonic clock to the VM's, and from there to its system
+    /// time.
+    pub fn set_clock(&self, monotonic: i64, offset: i64) {
+        // Relaxed: two figures, each of which is true by itself.
+        self.memory
+            .word(header::CLOCK)
+            .store(monotonic.cast_unsigned(), Ordering::Relaxed);
+        self.memory
+            .word(header::CLOCK_OFFSET)
+            .store(offset.cast_unsigned(), Ordering::Relaxed);
     }
 
     /// What the worker says of itself; `None` when it was being written at every try.

@@ -525,6 +525,14 @@ impl WorkerRing {
         let _ = self.out.ring();
     }
 
+    /// What the VM has told of its time last: nanoseconds from the kernel's monotonic clock to the VM's, and from there to its
+    /// system time.
+    pub fn clock(&self) -> (i64, i64) {
+        // Relaxed: two figures, each of which is true by itself.
+        let word = |offset| self.memory.word(offset).load(Ordering::Relaxed).cast_signed();
+        (word(header::CLOCK), word(header::CLOCK_OFFSET))
+    }
+
     /// A heartbeat with what the worker has to say. One thread at a time: a second one waits.
     pub fn beat(&self, status: WorkerStatus) {
         let guard = self.events.lock();

@@ -10,6 +10,7 @@ use super::known;
 use super::map::Pairs;
 use super::name;
 use super::term::Term;
+use super::vm;
 use super::wire::{Answers, Arguments};
 use super::zlib;
 use snakepit_wire::{Decoder, EncodeError, EncoderOf, Limits, NameKind, Reader, SliceSource, VecSink, View};
@@ -17,6 +18,13 @@ use std::borrow::Cow;
 
 const VERSION: u8 = 131;
 const COMPRESSED: u8 = 80;
+const SMALL_INTEGER: u8 = 97;
+const ATOM: u8 = 100;
+const NIL: u8 = 106;
+const STRING: u8 = 107;
+const LIST: u8 = 108;
+const ATOM_UTF8: u8 = 118;
+const SMALL_ATOM_UTF8: u8 = 119;
 /// The wire's own tag of a name.
 const NAME: u8 = 1;
 const ALL: Limits = Limits {
@@ -97,9 +105,7 @@ pub fn encode(term: Term) -> Result<Vec<u8>, &'static str> {
         Err(EncodeError::Refused(missing)) => return Err(missing),
         Err(_) => return Err("enif_term_to_binary of a term of this size"),
     }
-    if !keyed.names {
-        return Ok(bytes);
-    }
+    // Written as the wire has it, which writes no strings, and all atoms as UTF-8.
     let mut plain = vec![VERSION];
     let mut keys = |_: NameTag, bytes: &[u8], out: &mut Vec<u8>| {
         // kind, index, generation, length
@@ -107,8 +113,10 @@ pub fn encode(term: Term) -> Result<Vec<u8>, &'static str> {
         true
     };
     // What the encoder has just written can be read.
-    let _ = Walk::new(&bytes[1..], false, true).rewrite(&mut plain, &mut keys);
-    Ok(plain)
+    let mut walk = Walk::new(&bytes[1..], false, true);
+    walk.latin1 = !vm::writes_utf8();
+    let _ = walk.rewrite(&mut plain, &mut keys);
+    Ok(if walk.other { plain } else { bytes })
 }
 
 /// The term at the beginning of `bytes`, and how many of them it took.
@@ -154,9 +162,18 @@ fn plain(env: &mut Env, body: &[u8], safe: bool) -> Result<(Term, usize), Wrong>
         found.is_some()
     };
     let length = walk.rewrite(&mut wire, &mut places)?;
-    let term = if walk.names { &wire } else { &body[..length] };
+    let term = if walk.other { &wire } else { &body[..length] };
     let decoded = Decoder::new().decode(&mut SliceSource::new(term), &ALL, &mut Arguments(env));
     decoded.map(|term| (term, length)).map_err(|_| Wrong::Malformed)
+}
+
+/// The text in Latin-1 of an atom that is written in UTF-8, if it can be.
+fn latin1(bytes: &[u8]) -> Option<Vec<u8>> {
+    let text = match bytes {
+        [SMALL_ATOM_UTF8, _, text @ ..] | [ATOM_UTF8, _, _, text @ ..] => std::str::from_utf8(text).ok()?,
+        _ => return None,
+    };
+    text.chars().map(|character| u8::try_from(character).ok()).collect()
 }
 
 /// What a name turns out to be from its tag.
@@ -182,7 +199,10 @@ struct Walk<'a> {
     safe: bool,
     /// The wire's names, not Erlang's.
     wire: bool,
-    names: bool,
+    /// Atoms of Latin-1 become such.
+    latin1: bool,
+    /// Something is written in another way.
+    other: bool,
 }
 
 /// Writes for a name (tag included) what stands for it; false if nothing does.
@@ -195,11 +215,12 @@ impl<'a> Walk<'a> {
             all: bytes.len(),
             safe,
             wire,
-            names: false,
+            latin1: false,
+            other: false,
         }
     }
 
-    /// Goes over one term and says how many bytes it takes. With a name in it, all of it is written to `out`.
+    /// Goes over one term and says how many bytes it takes. All of it is written to `out` if something in it is `other`.
     fn rewrite(&mut self, out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<usize, Wrong> {
         let start = self.rest;
         // Up to here it is in `out`, or needs not be.
@@ -209,13 +230,36 @@ impl<'a> Walk<'a> {
             pending -= 1;
             let from = start.len() - self.rest.len();
             let tag = self.number(1)? as u8;
+            if self.wire
+                && tag == LIST
+                && let Some(bytes) = self.string()
+            {
+                self.other = true;
+                out.extend_from_slice(&start[written..from]);
+                out.push(STRING);
+                out.extend((bytes.len() as u16).to_be_bytes());
+                out.extend(bytes);
+                written = start.len() - self.rest.len();
+                continue;
+            }
             if !self.name(tag)? {
                 let skipped = self.length(tag, &mut pending)?;
                 self.skip(skipped)?;
+                let to = start.len() - self.rest.len();
+                if self.latin1
+                    && let Some(text) = latin1(&start[from..to])
+                {
+                    self.other = true;
+                    out.extend_from_slice(&start[written..from]);
+                    out.push(ATOM);
+                    out.extend((text.len() as u16).to_be_bytes());
+                    out.extend(text);
+                    written = to;
+                }
                 continue;
             }
             let to = start.len() - self.rest.len();
-            self.names = true;
+            self.other = true;
             out.extend_from_slice(&start[written..from]);
             if !replace(NameTag(tag), &start[from..to], out) {
                 return Err(Wrong::Missing(NAME_IN));
@@ -223,10 +267,27 @@ impl<'a> Walk<'a> {
             written = to;
         }
         let length = self.all - self.rest.len();
-        if self.names {
+        if self.other {
             out.extend_from_slice(&start[written..length]);
         }
         Ok(length)
+    }
+
+    /// The bytes of a proper list (behind its tag) of up to 65,535 bytes, which the VM writes as a string; then it is skipped.
+    fn string(&mut self) -> Option<Vec<u8>> {
+        let (count, elements) = self.rest.split_first_chunk()?;
+        let count = usize::from(u16::try_from(u32::from_be_bytes(*count)).ok()?);
+        let (elements, rest) = elements.split_at_checked(2 * count)?;
+        let byte = |element: &[u8]| match element {
+            [SMALL_INTEGER, byte] => Some(*byte),
+            _ => None,
+        };
+        let bytes = elements.chunks(2).map(byte).collect::<Option<Vec<u8>>>()?;
+        let (&NIL, rest) = rest.split_first()? else {
+            return None;
+        };
+        self.rest = rest;
+        Some(bytes)
     }
 
     /// How many bytes follow the tag and its lengths.

@@ -4,6 +4,7 @@ pub mod api;
 mod atom;
 mod buffer;
 mod callbacks;
+mod clock;
 mod copy;
 pub(crate) mod elf;
 mod entry;
@@ -34,15 +35,18 @@ mod service;
 mod size;
 mod symbols;
 mod term;
+mod vm;
 mod wire;
 mod zlib;
 
+pub use clock::{Clock, follow};
 pub use executor::{Call, Executor, Outcome, limits};
 pub use lack::{Allocator, when_memory_lacks};
 pub use load::{Wanted, load, load_wanted, unload, unload_all};
 pub use option::threads_unload;
 pub use service::{Transport, answer, connect, hears, stop};
 pub use symbols::{exported, implemented};
+pub use vm::tell_of;
 
 /// The VM has let go of these resources: one number for each handle that it had. Destructors run in a thread of their own.
 pub fn release(ids: Vec<u64>) {

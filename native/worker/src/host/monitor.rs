@@ -128,10 +128,13 @@ pub unsafe fn start(object: *mut Object, process: Term) -> Option<Monitor> {
         process,
         reference: None,
     });
+    // SAFETY: the caller holds it.
+    let id = unsafe { resource::number(object) };
     // The process may end before the answer is here, and its callback run before this function returns, as in the VM.
     let reply = service::ask(|request| Request::Monitor {
         request,
         monitor: number,
+        object: id,
         pid: Named(pid),
     });
     if reply == Some(Reply::Yes) {

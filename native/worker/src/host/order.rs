@@ -6,6 +6,7 @@ use super::atom;
 use super::map;
 use super::name::{self, identity};
 use super::term::{Big, Bits, Shape, Term};
+use super::vm;
 use snakepit_wire::NameKind;
 use std::cmp::Ordering;
 
@@ -30,7 +31,7 @@ fn rank(shape: &Shape<'_>) -> u8 {
     }
 }
 
-/// `=:=`. Floats are compared by their bits, so `0.0` and `-0.0` differ, as from OTP 27 on.
+/// `=:=`. `0.0` and `-0.0` differ from OTP 27 on.
 #[inline]
 pub fn identical(left: Term, right: Term) -> bool {
     if left == right {
@@ -103,7 +104,7 @@ fn leaves(left: Term, right: Term, one: &Shape<'_>, other: &Shape<'_>, exact: bo
         (Shape::Tuple(one), Shape::Tuple(other)) => one.len().cmp(&other.len()),
         (Shape::Map, Shape::Map) => map::size(left).cmp(&map::size(right)),
         (Shape::Bits(one), Shape::Bits(other)) => bits(one, other),
-        (Shape::Float(one), Shape::Float(other)) if exact => one.total_cmp(other),
+        (Shape::Float(one), Shape::Float(other)) if exact && !vm::zeros_are_one() => one.total_cmp(other),
         (Shape::Float(one), Shape::Float(other)) => one.partial_cmp(other).unwrap_or(Ordering::Equal),
         (Shape::Float(_), Shape::Small(_) | Shape::Big(_)) if exact => Ordering::Greater,
         (Shape::Small(_) | Shape::Big(_), Shape::Float(_)) if exact => Ordering::Less,

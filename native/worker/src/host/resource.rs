@@ -124,6 +124,8 @@ pub struct Object {
     kind: *const Type,
     count: AtomicUsize,
     size: usize,
+    /// It keeps its number until it ends, also while the VM has no handle to it.
+    numbered: AtomicBool,
 }
 
 const HEADER: usize = size_of::<Object>();
@@ -132,7 +134,7 @@ static ALIVE: AtomicU64 = AtomicU64::new(0);
 
 static TYPES: Mutex<Vec<&'static Type>> = Mutex::new(Vec::new());
 
-/// Objects that the VM has handles to.
+/// Objects that the VM has handles to, or knows as those that watch processes.
 struct Known {
     next: u64,
     objects: HashMap<u64, Sent>,
@@ -140,8 +142,26 @@ struct Known {
 }
 
 struct Sent {
+    /// With a reference, as long as there are handles.
     object: *mut Object,
     handles: u64,
+}
+
+impl Known {
+    fn number(&mut self, object: *mut Object) -> u64 {
+        let number = *self.numbers.entry(object as usize).or_insert_with(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        self.objects.entry(number).or_insert(Sent { object, handles: 0 });
+        number
+    }
+
+    fn forget(&mut self, number: u64) {
+        if let Some(sent) = self.objects.remove(&number) {
+            self.numbers.remove(&(sent.object as usize));
+        }
+    }
 }
 
 // SAFETY: the pointer is a counted reference to an object that any thread may release.
@@ -265,6 +285,7 @@ pub fn allocate(kind: *const Type, size: usize) -> *mut Object {
                 kind,
                 count: AtomicUsize::new(1),
                 size,
+                numbered: AtomicBool::new(false),
             });
         }
         object
@@ -353,6 +374,10 @@ unsafe fn destroy(object: *mut Object) {
                 monitor::end_all(object);
             }
         };
+        // First: nobody finds it any more.
+        if (*object).numbered.swap(false, Ordering::Relaxed) {
+            unnumber(object);
+        }
         end_monitors();
         let destroyed = kind.run(
             |callbacks| callbacks.destructor,
@@ -368,6 +393,9 @@ unsafe fn destroy(object: *mut Object) {
             }
             fence(Ordering::Acquire);
             // What the destructor has monitored.
+            if (*object).numbered.swap(false, Ordering::Relaxed) {
+                unnumber(object);
+            }
             end_monitors();
         }
         if let Some(layout) = layout((*object).size) {
@@ -386,30 +414,44 @@ pub fn alive() -> u64 {
 /// The number under which the VM gets a handle to this object. The VM holds a reference for each handle.
 pub fn send(object: *mut Object) -> u64 {
     known(|known| {
-        let number = *known.numbers.entry(object as usize).or_insert_with(|| {
-            known.next += 1;
-            known.next - 1
-        });
-        known
-            .objects
-            .entry(number)
-            .and_modify(|sent| sent.handles += 1)
-            .or_insert_with(|| {
+        let number = known.number(object);
+        if let Some(sent) = known.objects.get_mut(&number) {
+            if sent.handles == 0 {
                 // SAFETY: the sender's env holds it, so it is alive. This is the reference of all handles together.
                 unsafe { keep(object) };
-                Sent { object, handles: 1 }
-            });
+            }
+            sent.handles += 1;
+        }
         number
     })
+}
+
+/// The number of an object that the VM may have no handle to. The object has it until it ends.
+///
+/// # Safety
+/// The caller holds the object.
+pub unsafe fn number(object: *mut Object) -> u64 {
+    // SAFETY: alive. Relaxed: who destroys it comes after all who held it.
+    unsafe { (*object).numbered.store(true, Ordering::Relaxed) };
+    known(|known| known.number(object))
+}
+
+/// Takes away the number of an object that is about to end.
+fn unnumber(object: *mut Object) {
+    known(|known| {
+        if let Some(number) = known.numbers.get(&(object as usize)).copied() {
+            known.forget(number);
+        }
+    });
 }
 
 /// The object with this number, with a reference for the caller.
 pub fn receive(number: u64) -> Option<*mut Object> {
     known(|known| {
         let sent = known.objects.get(&number)?;
-        // SAFETY: the table's reference keeps it alive while the table is locked.
-        unsafe { keep(sent.object) };
-        Some(sent.object)
+        // SAFETY: while the table is locked, the table's reference keeps it alive, if there are handles; else it was not given
+        // back, because it loses its number first.
+        unsafe { keep_unless_gone(sent.object) }.then_some(sent.object)
     })
 }
 
@@ -418,12 +460,16 @@ pub fn dropped(numbers: &[u64]) {
     for number in numbers {
         let last = known(|known| {
             let sent = known.objects.get_mut(number)?;
-            sent.handles -= 1;
+            sent.handles = sent.handles.checked_sub(1)?;
             if sent.handles > 0 {
                 return None;
             }
-            let object = known.objects.remove(number)?.object;
-            known.numbers.remove(&(object as usize));
+            let object = sent.object;
+            // SAFETY: the table's reference keeps it alive. Relaxed: whoever gives it a number meanwhile does so under this lock
+            // too, and finds the entry or makes one.
+            if !unsafe { (*object).numbered.load(Ordering::Relaxed) } {
+                known.forget(*number);
+            }
             Some(object)
         });
         if let Some(object) = last {

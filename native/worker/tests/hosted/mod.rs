@@ -56,7 +56,7 @@ pub fn debian(pattern: &str, file: &str) -> Option<PathBuf> {
         .find(|path| path.with_extension("so").exists())
 }
 
-/// Compiles C code into a library of this name. One that another process has open is replaced, not written to.
+/// Compiles C or C++ code into a library of this name. One that another process has open is replaced, not written to.
 pub fn compile_code(name: &str, code: &Path) -> PathBuf {
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let fresh = target.with_extension(std::process::id().to_string());
@@ -72,6 +72,7 @@ pub fn compile_code(name: &str, code: &Path) -> PathBuf {
             "-o",
         ])
         .args([&fresh, code])
+        .args(code.extension().is_some_and(|kind| kind == "cc").then_some("-lstdc++"))
         .status()
         .unwrap();
     assert!(compiled.success());

@@ -205,6 +205,10 @@ impl Vm {
                 self.made.extend(names.iter().map(|keyed| keyed.name));
                 (*request, Reply::Names(names))
             }
+            Request::Now { request } => {
+                self.integers += 1;
+                (*request, Reply::Integer(vec![97, self.integers]))
+            }
             Request::Unique { request, properties } => {
                 self.integers += 1;
                 (

@@ -12,7 +12,7 @@ use snakepit_shm_core::ring::vm::{Call, Payload, Poll, Request, VmRing, Wake};
 use snakepit_shm_core::ring::{Caller, Plan};
 use snakepit_wire::Limits;
 use snakepit_wire::control::{
-    self, FromWarden, FromWorker, Load, Loaded, Message, Process, Status, ToWarden, ToWorker,
+    self, FromWarden, FromWorker, Load, Loaded, Message, Process, Status, System, ToWarden, ToWorker,
 };
 use std::fs::File;
 use std::io::{IoSlice, Read};
@@ -290,6 +290,17 @@ impl Worker {
                 executors,
                 spin_us: 50,
                 limits: Limits::DEFAULT,
+                system: System {
+                    driver: (3, 3),
+                    nif: (2, 16),
+                    erts: "13.1.5".into(),
+                    release: "25".into(),
+                    threads: 1,
+                    smp: 1,
+                    async_threads: 1,
+                    schedulers: 2,
+                    dirty_schedulers: 1,
+                },
             }),
             path: path.as_os_str().as_bytes().to_vec(),
             load_info: info.to_vec(),

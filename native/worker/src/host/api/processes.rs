@@ -47,6 +47,17 @@ unsafe fn registered(name: Term, kind: NameKind, place: *mut Term) -> c_int {
     1
 }
 
+/// The integer that the VM has answered.
+pub fn integer(env: &mut Env, reply: Option<Reply>) -> Option<Term> {
+    let Some(Reply::Integer(bytes)) = reply else {
+        return None;
+    };
+    let mut source = SliceSource::new(&bytes);
+    Decoder::new()
+        .decode(&mut source, &Limits::DEFAULT, &mut Arguments(env))
+        .ok()
+}
+
 api! {
     fn enif_self(env: *mut Env, pid: *mut Term) -> *mut Term {
         if (*env).kind != Kind::Call || !(*env).caller.is_value() {
@@ -112,13 +123,7 @@ api! {
         // Positive, monotonic; the VM takes no notice of other bits.
         let properties = properties as u32 & 3;
         let reply = service::ask(|request| Request::Unique { request, properties });
-        let made = match reply {
-            Some(Reply::Integer(bytes)) => {
-                let mut source = SliceSource::new(&bytes);
-                Decoder::new().decode(&mut source, &Limits::DEFAULT, &mut Arguments(&mut *env)).ok()
-            }
-            _ => None,
-        };
+        let made = integer(&mut *env, reply);
         made.unwrap_or_else(|| (*env).bad_argument())
     }
 }

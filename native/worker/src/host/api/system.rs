@@ -1,9 +1,9 @@
 //! What the library may know of the system that it runs in.
 
-use crate::host::entry::{MAJOR, MINOR};
+use crate::host::vm::vm;
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-/// `ErlNifSysInfo`. Tells of the host, not of the VM behind it.
+/// `ErlNifSysInfo`
 #[repr(C)]
 struct Information {
     driver_major: c_int,
@@ -34,19 +34,19 @@ unsafe fn report(handle: Report, argument: *mut c_void) {
 api! {
     fn enif_system_info(place: *mut c_void, size: usize) {
         // SAFETY of what is copied: plain data, no padding matters to who reads fields.
+        let vm = vm();
         let information = Information {
-            driver_major: 3,
-            driver_minor: 3,
-            // The releases whose NIF API this is.
-            erts_version: c"15.0".as_ptr(),
-            otp_release: c"27".as_ptr(),
-            thread_support: 1,
-            smp_support: 1,
-            async_threads: 0,
-            scheduler_threads: std::thread::available_parallelism().map_or(1, |count| count.get() as c_int),
-            nif_major: MAJOR,
-            nif_minor: MINOR,
-            dirty_schedulers: 1,
+            driver_major: vm.system.driver.0,
+            driver_minor: vm.system.driver.1,
+            erts_version: vm.erts.as_ptr(),
+            otp_release: vm.release.as_ptr(),
+            thread_support: vm.system.threads,
+            smp_support: vm.system.smp,
+            async_threads: vm.system.async_threads,
+            scheduler_threads: vm.system.schedulers,
+            nif_major: vm.system.nif.0,
+            nif_minor: vm.system.nif.1,
+            dirty_schedulers: vm.system.dirty_schedulers,
         };
         // An older library has a shorter struct.
         let size = size.min(size_of::<Information>());

@@ -1,10 +1,12 @@
 //! Clocks.
 
+use super::processes::integer;
+use crate::host::clock;
 use crate::host::env::Env;
+use crate::host::service;
 use crate::host::term::Term;
+use snakepit_wire::service::Request;
 use std::ffi::c_int;
-use std::sync::Mutex;
-use std::sync::{OnceLock, PoisonError};
 
 /// `ERL_NIF_TIME_ERROR`.
 const ERROR: i64 = i64::MIN;
@@ -29,19 +31,6 @@ fn convert(value: i64, from: c_int, to: c_int) -> i64 {
     i64::try_from((i128::from(value) * to).div_euclid(from)).unwrap_or(ERROR)
 }
 
-fn clock(id: libc::clockid_t) -> i64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid place; these clocks always exist.
-    unsafe { libc::clock_gettime(id, &raw mut time) };
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
-}
-
-/// From monotonic to system time; does not change while the process runs.
-fn offset() -> i64 {
-    static OFFSET: OnceLock<i64> = OnceLock::new();
-    *OFFSET.get_or_init(|| clock(libc::CLOCK_REALTIME) - clock(libc::CLOCK_MONOTONIC))
-}
-
 fn triple(env: &mut Env, microseconds: i64) -> Term {
     let parts = [
         microseconds / 1_000_000_000_000,
@@ -54,11 +43,11 @@ fn triple(env: &mut Env, microseconds: i64) -> Term {
 
 api! {
     fn enif_monotonic_time(unit: c_int) -> i64 {
-        convert(clock(libc::CLOCK_MONOTONIC), NANOSECONDS, unit)
+        convert(clock::monotonic(), NANOSECONDS, unit)
     }
 
     fn enif_time_offset(unit: c_int) -> i64 {
-        convert(offset(), NANOSECONDS, unit)
+        convert(clock::offset(), NANOSECONDS, unit)
     }
 
     fn enif_convert_time_unit(value: i64, from: c_int, to: c_int) -> i64 {
@@ -66,14 +55,15 @@ api! {
     }
 
     fn enif_now_time(env: *mut Env) -> Term {
-        // Every answer is later than the one before.
-        static LAST: Mutex<i64> = Mutex::new(0);
-        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = (clock(libc::CLOCK_REALTIME) / 1_000).max(*last + 1);
-        triple(&mut *env, *last)
+        // No two answers are alike, in all of the VM: only it can give them.
+        let reply = service::ask(|request| Request::Now { request });
+        match integer(&mut *env, reply).and_then(Term::as_small) {
+            Some(microseconds) => triple(&mut *env, microseconds),
+            None => triple(&mut *env, clock::later()),
+        }
     }
 
     fn enif_cpu_time(env: *mut Env) -> Term {
-        triple(&mut *env, clock(libc::CLOCK_PROCESS_CPUTIME_ID) / 1_000)
+        triple(&mut *env, clock::kernel(libc::CLOCK_PROCESS_CPUTIME_ID) / 1_000)
     }
 }
