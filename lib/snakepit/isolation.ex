@@ -101,6 +101,11 @@ defmodule Snakepit.Isolation do
       library that is safe for threads (as NIF libraries have to be), and lets calls share the fate of a process
     * `:timeout` - of a call that does not say otherwise, in ms, or `:infinity`; default 5,000
     * `:load_timeout` - ms that loading may take, default 10,000
+    * `:memory` - bytes of private memory that one worker process may have, or `:infinity` (the default). Counted as the kernel does for `RLIMIT_DATA`: all
+      that was allocated, whether it was touched or not, with 8 MiB of stack for each thread, which are `concurrency:` and up to 3 more; so it is at least 9 MiB
+      for each of these. What stands in shared memory (arguments, results, `spill_size:`) does not count. Past it the library finds no memory (`malloc` and
+      `enif_alloc` give null, C++ throws). A library that ends its process then is `:quota_exceeded` if that is known to be the reason, which is when the API was asked
+      for the memory, else `:crashed`; so is a term for which the worker has no memory
     * `:restart` - whether a worker that has ended is started again, as in a supervisor's child specification. `:permanent` (default): always; `:transient`:
       unless its library has ended it with `exit(0)`; `:temporary`: never, for whatever reason it has ended, a deadline of ours too. One that is not started
       again is `:failed` in `info/1`; when all are, calls are `:not_loaded`, and a library of `child_spec/1` ends
@@ -357,7 +362,7 @@ defmodule Snakepit.Isolation do
   When the module's file has changed, `isolate/2` with the same options loads the new version instead of `:code.load_file/1`. What happens to the library is what
   happens in the VM: old and new code stand side by side, each with its library, in the same processes; the new library is loaded with its upgrade callback (without
   one it is refused), takes over data and types of objects, and the old one's unload callback runs when the old code has been purged, which is noticed within a second.
-  Loading the module in any other way (`l/1`, a release's hot upgrade) ends the isolation; a module that is deleted and purged is no longer isolated.
+  Loading the module in any other way (`l/1`, a release's hot upgrade, coverage) ends the isolation: isolate it again afterwards; a module that is deleted and purged is no longer isolated.
 
   `with:` puts the library into the processes of another one, also of another isolated module: `isolate(:b, with: :a, sandbox: :none)`.
   """
@@ -555,6 +560,7 @@ defmodule Snakepit.Isolation do
     * `position`, `state` (`:starting`, `:loading`, `:ready`, `:ending`, `:waiting` for its restart, `:failed`), `os_pid`, `uptime` (ms)
     * `restarts`, `hung` (how often it was killed because of a deadline), `last_exit`
     * `calls` it has answered, `in_flight`, `executing`, `hung_calls` (that go on after their callers have given them up)
+    * `memory`: `limit`, and `used`, in bytes, as `memory:` counts them
     * `heartbeat_age` (ms), `resident` (bytes), `objects` (of the library, alive in the worker): what the worker says itself
 
   Of libraries in the same processes, `calls`, `in_flight`, `waiting`, `atoms` and the workers are those of all.

@@ -101,7 +101,8 @@ defmodule Snakepit.Native do
   @typedoc """
   What `worker_new/1` needs. `slots` is a power of two. `spin_us` is how long the worker spins after a call; `names` how many
   pids, ports, references and funs it may know at a time; `max_words` and `max_depth` bound each of its terms in the VM. `whereis`: the
-  registered names that it may look up; `port_command`: whether it may send to ports.
+  registered names that it may look up; `port_command`: whether it may send to ports; `memory`: the most private memory that its process may have,
+  in bytes, 0 for no bound.
   """
   @type worker_spec :: %{
           slots: pos_integer(),
@@ -114,7 +115,8 @@ defmodule Snakepit.Native do
           max_words: pos_integer(),
           max_depth: pos_integer(),
           whereis: [String.t()] | :all,
-          port_command: boolean()
+          port_command: boolean(),
+          memory: non_neg_integer()
         }
 
   @doc false

@@ -37,7 +37,8 @@ defmodule Snakepit.NativeWorker do
         max_words: 1_048_576,
         max_depth: 1000,
         whereis: [],
-        port_command: false
+        port_command: false,
+        memory: 0
       },
       overrides
     )

@@ -12,7 +12,7 @@ defmodule Snakepit.Isolation.Error do
   | `:overloaded` | no slot was free until the deadline, or too many callers were waiting |
   | `:not_loaded` | the library is not there, or could not be loaded: the message says why |
   | `:stale` | an argument is an object of a worker that has gone (or of two workers), or the result a reference or fun of an earlier call |
-  | `:quota_exceeded` | a bound was exceeded: payload, heap words, depth, atoms, names |
+  | `:quota_exceeded` | a bound was exceeded: payload, heap words, depth, atoms, names; or the library's process ended, because it had all the memory that `memory:` gives it |
   | `:protocol` | the worker answered with what it cannot have been given, or wrote nonsense |
   | `:not_implemented` | the library called an `enif_` function that this version does not have |
   | `:sandbox_violation` | the library did what its sandbox does not let it do |
@@ -221,6 +221,11 @@ defmodule Snakepit.Isolation.Error do
     do:
       {"an argument or the result names what is no more: #{d[:message] || "an object of a worker that has gone"}",
        "Make the object again; with workers: 1 all objects live in one worker."}
+
+  defp explain(:quota_exceeded, e, %{native: :memory} = d),
+    do:
+      {"the library's process #{ended(e, d)} while the call ran, right after it wanted more than the #{d[:limit]} bytes of memory: that it may have",
+       "A new worker is being started. Pass less at a time, or load the library with a larger memory:."}
 
   defp explain(:quota_exceeded, _e, d),
     do:

@@ -30,7 +30,7 @@ defmodule Snakepit.Isolation.Info do
       waiting: pool.waiting,
       atoms: library.table |> Library.lookup(:atoms) |> Native.atoms_used(),
       warden: warden,
-      workers: Enum.map(rows, &worker(&1, Map.get(in_flight, &1.position - 1, 0)))
+      workers: Enum.map(rows, &worker(&1, Map.get(in_flight, &1.position - 1, 0), library.memory))
     }
   end
 
@@ -43,7 +43,7 @@ defmodule Snakepit.Isolation.Info do
     end
   end
 
-  defp worker(row, in_flight) do
+  defp worker(row, in_flight, limit) do
     status = if row.native, do: Native.worker_status(row.native), else: %{}
 
     %{
@@ -60,7 +60,18 @@ defmodule Snakepit.Isolation.Info do
       hung_calls: length(status[:orphans] || []),
       heartbeat_age: Worker.heartbeat_age(status),
       resident: status[:status][:resident],
+      memory: %{limit: limit, used: used(row.os_pid)},
       objects: status[:status][:objects]
     }
+  end
+
+  # As the kernel counts it against the limit.
+  defp used(nil), do: nil
+
+  defp used(os_pid) do
+    with {:ok, text} <- File.read("/proc/#{os_pid}/status"),
+         [_, kilobytes] <- Regex.run(~r/^VmData:\s+(\d+) kB$/m, text),
+         do: String.to_integer(kilobytes) * 1_024,
+         else: (_gone -> nil)
   end
 end

@@ -25,6 +25,7 @@ defmodule Snakepit.Isolation.Library do
     spin: 10,
     timeout: 5_000,
     max_waiting: 10_000,
+    memory: :infinity,
     telemetry: false
   ]
 
@@ -40,6 +41,7 @@ defmodule Snakepit.Isolation.Library do
           spin: non_neg_integer(),
           timeout: timeout(),
           max_waiting: non_neg_integer(),
+          memory: pos_integer() | :infinity,
           telemetry: boolean()
         }
 
@@ -180,6 +182,7 @@ defmodule Snakepit.Isolation.Library do
       spin: process.spin,
       timeout: options.timeout,
       max_waiting: process.max_waiting,
+      memory: process.memory,
       telemetry: Telemetry.available?(options.telemetry)
     }
   end

@@ -16,6 +16,7 @@ defmodule Snakepit.Isolation.Options do
     concurrency: 1,
     timeout: 5_000,
     load_timeout: 10_000,
+    memory: :infinity,
     restart: :permanent,
     max_restarts: 20,
     max_seconds: 10,
@@ -53,6 +54,7 @@ defmodule Snakepit.Isolation.Options do
           concurrency: pos_integer(),
           timeout: timeout(),
           load_timeout: pos_integer(),
+          memory: pos_integer() | :infinity,
           restart: :permanent | :transient | :temporary,
           max_restarts: non_neg_integer() | :infinity,
           max_seconds: pos_integer(),
@@ -196,12 +198,25 @@ defmodule Snakepit.Isolation.Options do
 
     problems = problems ++ beside(given)
 
-    case problems do
+    case if(problems == [], do: together(options), else: problems) do
       [] -> {:ok, options}
       [one] -> {:error, Error.new(:invalid_option, nil, nil, one)}
       several -> {:error, Error.new(:invalid_option, nil, nil, %{problems: Enum.map(several, &line/1)})}
     end
   end
+
+  # What a worker has before its library is there: each of its threads has a stack of 8 MiB, and a heap. They are those that execute
+  # calls, one that hears the VM, and two for destructors and descriptors once they are needed.
+  @thread 9 * 1_048_576
+  defp together(%{memory: memory, concurrency: concurrency}) when memory != :infinity do
+    least = @thread * (concurrency + 3)
+
+    if memory < least,
+      do: [%{key: :memory, expected: "at least #{least} bytes with concurrency: #{concurrency}", got: memory}],
+      else: []
+  end
+
+  defp together(_options), do: []
 
   # Of a library in the processes of another one.
   @own [:with, :name, :load_info, :timeout, :load_timeout, :telemetry]
@@ -238,6 +253,8 @@ defmodule Snakepit.Isolation.Options do
   defp refused(:timeout, :infinity), do: nil
   defp refused(:timeout, value), do: range(value, 0, @longest_wait, " or :infinity")
   defp refused(:load_timeout, value), do: range(value, 1, @longest_wait)
+  defp refused(:memory, :infinity), do: nil
+  defp refused(:memory, value), do: range(value, 1, 1_099_511_627_776, " bytes or :infinity")
   @policies [:permanent, :transient, :temporary]
   defp refused(:restart, value), do: unless(value in @policies, do: "one of #{inspect(@policies)}")
   defp refused(:max_restarts, :infinity), do: nil

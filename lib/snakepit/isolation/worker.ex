@@ -25,6 +25,8 @@ defmodule Snakepit.Isolation.Worker do
   # A process that was asked to end, or killed, is waited for so long.
   @farewell 500
   @burial 5_000
+  # So many ms after memory was refused to it, its end is another matter.
+  @grief 1_000
   # A call that passed its deadline may end at the same moment: it has so many ms more, looked at after each of these.
   @doubts [1, 2, 4, 8]
   # Before the n-th restart in a row: nothing, 1, 2, 4, ... ms.
@@ -301,7 +303,8 @@ defmodule Snakepit.Isolation.Worker do
       whereis: whereis(options.whereis),
       port_command: options.port_command,
       max_words: options.max_words,
-      max_depth: options.max_depth
+      max_depth: options.max_depth,
+      memory: if(options.memory == :infinity, do: 0, else: options.memory)
     }
   end
 
@@ -504,7 +507,8 @@ defmodule Snakepit.Isolation.Worker do
     state = lose_libraries(state, details)
     hung? = details.because == :hung
     os_pid = state.row.os_pid
-    state = state |> buried({:crashed, details}) |> update(%{last_exit: Map.put(details, :at, DateTime.utc_now())})
+    reason = if details[:limit], do: :quota_exceeded, else: :crashed
+    state = state |> buried({reason, details}) |> update(%{last_exit: Map.put(details, :at, DateTime.utc_now())})
     details = Map.put(details, :os_pid, os_pid)
 
     cond do
@@ -543,8 +547,18 @@ defmodule Snakepit.Isolation.Worker do
         true -> :exited
       end
 
-    Map.put(Error.status(status), :because, because)
+    status |> Error.status() |> Map.put(:because, because) |> Map.merge(lacking(state, because))
   end
+
+  # It has ended by itself right after there was no memory for it: then that is why. It may have survived that, and ended of something else.
+  defp lacking(%{shared: %{options: %{memory: limit}}, native: native}, :exited) when limit != :infinity do
+    case Native.worker_status(native) do
+      %{lacked_ms: age} when is_integer(age) and age <= @grief -> %{limit: limit, native: :memory}
+      _ -> %{}
+    end
+  end
+
+  defp lacking(_state, _because), do: %{}
 
   defp buried(%{native: native, shared: shared} = state, reason) do
     Native.pool_take(shared.native, state.position - 1)

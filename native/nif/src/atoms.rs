@@ -25,7 +25,7 @@ rustler::atoms! {
 
     // Isolated libraries.
     again, beat_age_ms, beats, bell, bell_closed, calls, cancelled, code, control, crashed, done, executors, exit, exited, failed, faulty, full,
-    functions, hello, in_flight, init, library, load_callback, load_info, loaded, max_depth, max_words, mismatch, missing, module, more, names,
+    functions, hello, in_flight, init, lacked_ms, library, load_callback, load_info, loaded, max_depth, max_words, memory, mismatch, missing, module, more, names,
     nif_version, no_init, no_worker, not_a_library, not_implemented, not_loaded, not_started, objects, open, opened, orphans, output, parked, pending,
     protocol, raised, ready, ready_input, releases, resident, retry, select, sent, signal, slot, slot_bytes, slots, spill_bytes,
     spin_us, stage, stale, started, status, symbol, too_many_atoms, too_many_names, undefined, unloaded, unresolved_symbol, unwanted, upgrade_callback, unsupported,

@@ -372,6 +372,19 @@ fn too_many_rings_are_a_fault() {
 }
 
 #[test]
+fn that_memory_was_lacking_is_beside_the_status() {
+    let both = Both::new(Plan::default());
+    assert_eq!(both.vm.lacked(), None);
+    both.worker.lacked(7);
+    both.worker.beat(WorkerStatus {
+        extra: [1; 4],
+        ..WorkerStatus::default()
+    });
+    assert_eq!(both.vm.lacked(), Some(7));
+    assert_eq!(both.vm.status().unwrap().extra, [1; 4]);
+}
+
+#[test]
 fn the_status_is_read_whole() {
     let both = Both::new(Plan::default());
     assert_eq!(both.vm.status(), Some(WorkerStatus::default()));

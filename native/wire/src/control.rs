@@ -46,8 +46,16 @@ pub const EXECUTORS: u16 = 64;
 /// To the warden. With [`ToWarden::Start`] go five descriptors: control, ring, bell in, bell out, output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWarden {
-    Start { token: u64, label: String },
-    Kill { token: u64, signal: i32 },
+    /// `memory` bytes of private memory are the most that the process may have (`RLIMIT_DATA`); 0: as many as it likes.
+    Start {
+        token: u64,
+        label: String,
+        memory: u64,
+    },
+    Kill {
+        token: u64,
+        signal: i32,
+    },
 }
 
 /// From the warden. `token` is the one that [`ToWarden::Start`] came with.

@@ -16,7 +16,11 @@ use snakepit_wire::{Limits, Name, NameKind};
 
 fn to_warden() -> impl Strategy<Value = ToWarden> {
     prop_oneof![
-        (any::<u64>(), "[a-z/ é]{0,30}").prop_map(|(token, label)| ToWarden::Start { token, label }),
+        (any::<u64>(), "[a-z/ é]{0,30}", any::<u64>()).prop_map(|(token, label, memory)| ToWarden::Start {
+            token,
+            label,
+            memory
+        }),
         (any::<u64>(), any::<i32>()).prop_map(|(token, signal)| ToWarden::Kill { token, signal }),
     ]
 }
@@ -348,7 +352,8 @@ fn every_field_is_bounded() {
     assert_eq!(
         field(&ToWarden::Start {
             token: 0,
-            label: "l".repeat(LABEL + 1)
+            label: "l".repeat(LABEL + 1),
+            memory: 0
         }),
         "label"
     );

@@ -98,7 +98,7 @@ fn refuse(what: &str) -> ! {
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.
-fn monotonic() -> u64 {
+pub fn monotonic() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the struct is valid for the call.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! snakepit_worker warden                      descriptor 3: the VM
-//! snakepit_worker worker <parent> <label>     3: the VM, 4: ring, 5: bell in, 6: bell out
+//! snakepit_worker worker <parent> <label> <memory>     3: the VM, 4: ring, 5: bell in, 6: bell out
 //! snakepit_worker check <library> <module> <VM>   reads a library, without running it
 //! ```
 //!
@@ -28,6 +28,9 @@ mod worker;
 use snakepit_host::{host, thread};
 use std::ffi::CStr;
 
+#[global_allocator]
+static ALLOCATOR: host::Allocator = host::Allocator;
+
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
 extern "C" fn main(count: std::ffi::c_int, arguments: *const *const std::ffi::c_char) -> std::ffi::c_int {
@@ -41,9 +44,9 @@ extern "C" fn main(count: std::ffi::c_int, arguments: *const *const std::ffi::c_
 fn run(arguments: &[&CStr]) -> i32 {
     match arguments.get(1).map(|role| role.to_bytes()) {
         Some(b"warden") => warden::run(),
-        Some(b"worker") => match arguments.get(2).and_then(|parent| parent.to_str().ok()?.parse().ok()) {
-            Some(parent) => process::leave(worker::run(parent)),
-            None => usage(),
+        Some(b"worker") => match (number(arguments.get(2)), number(arguments.get(4))) {
+            (Some(parent), Some(memory)) => process::leave(worker::run(parent, memory)),
+            _ => usage(),
         },
         Some(b"check") => match arguments.get(2..) {
             Some([library, module, vm]) => check::run(library, module, vm),
@@ -51,6 +54,10 @@ fn run(arguments: &[&CStr]) -> i32 {
         },
         _ => usage(),
     }
+}
+
+fn number<T: std::str::FromStr>(argument: Option<&&CStr>) -> Option<T> {
+    argument?.to_str().ok()?.parse().ok()
 }
 
 fn usage() -> i32 {

@@ -124,6 +124,14 @@ pub fn bounded_stack() {
     }
 }
 
+/// No more private memory than so many bytes, for good. What is asked for beyond is not there (ENOMEM, a null pointer).
+///
+/// The kernel counts all that is private and writable, touched or not, stacks of threads included; shared memory, the
+/// ring above all, is not.
+pub fn bounded_memory(bytes: u64) {
+    limited(libc::RLIMIT_DATA, bytes);
+}
+
 /// At most so much of something that the kernel counts.
 pub fn limited(resource: libc::__rlimit_resource_t, value: libc::rlim_t) {
     let mut now = libc::rlimit {

@@ -136,8 +136,8 @@ impl Warden {
 
     fn obey(&mut self, request: ToWarden, descriptors: Vec<OwnedFd>, cut: bool) {
         match request {
-            ToWarden::Start { token, label } => {
-                let answer = match self.spawn(token, label, &descriptors, cut) {
+            ToWarden::Start { token, label, memory } => {
+                let answer = match self.spawn(token, label, memory, &descriptors, cut) {
                     Ok(pid) => {
                         self.workers.push(Worker { token, pid });
                         FromWarden::Started { token, pid: pid as u32 }
@@ -165,6 +165,7 @@ impl Warden {
         &self,
         token: u64,
         label: String,
+        memory: u64,
         descriptors: &[OwnedFd],
         cut: bool,
     ) -> Result<libc::pid_t, (&'static str, i32)> {
@@ -179,7 +180,8 @@ impl Warden {
         }
         let label = CString::new(label).map_err(|_| ("label", libc::EINVAL))?;
         let parent = CString::new(std::process::id().to_string()).map_err(|_| ("pid", libc::EINVAL))?;
-        let arguments = [c"snakepit_worker", c"worker", &parent, &label];
+        let memory = CString::new(memory.to_string()).map_err(|_| ("memory", libc::EINVAL))?;
+        let arguments = [c"snakepit_worker", c"worker", &parent, &label, &memory];
         let null = self.placeholders[0].as_raw_fd();
         let moves: Vec<(RawFd, RawFd)> = std::iter::once((null, 0))
             .chain(

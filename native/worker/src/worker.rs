@@ -28,9 +28,13 @@ const BELL_OUT: RawFd = 6;
 const LOAD_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Runs the role; the code to leave with.
-pub fn run(parent: libc::pid_t) -> i32 {
+pub fn run(parent: libc::pid_t, memory: u64) -> i32 {
     if !process::die_with_parent(parent) {
         return exit::ORPHAN;
+    }
+    // Before there is a thread, whose stack would be counted and could not be refused.
+    if memory > 0 {
+        process::bounded_memory(memory);
     }
     thread::set_name(c"snakepit_worker");
     process::default_signals();
@@ -70,6 +74,7 @@ enum Leave {
 
 fn serve(vm: &'static Packets) -> Result<(), Leave> {
     let ring: &'static WorkerRing = Box::leak(Box::new(attach()?));
+    host::when_memory_lacks(Box::leak(Box::new(|| ring.lacked(keeper::monotonic()))));
     let (load, process) = wait_for_load(vm)?;
     keeper::start(vm, ring).map_err(|error| broken(format!("no thread can be started: {error}")))?;
     host::limits(process.limits);

@@ -155,8 +155,9 @@ fn a_worker_is_not_started_by_hand() {
     };
     assert_eq!(run(&[]), Some(64));
     assert_eq!(run(&["worker"]), Some(64));
+    assert_eq!(run(&["worker", "1", "label"]), Some(64));
     // Its parent is not the one that it is told to watch.
-    assert_eq!(run(&["worker", "1", "label"]), Some(67));
+    assert_eq!(run(&["worker", "1", "label", "0"]), Some(67));
 }
 
 #[test]

@@ -60,6 +60,21 @@ defmodule Snakepit.Isolation.DropInRefusedTest do
     assert words =~ "coverage"
   end
 
+  test "compiled for coverage after it was isolated: that ends its isolation, as loading it from its file does" do
+    module = DropInFixture.erlang()
+    :ok = Isolation.isolate(module, sandbox: :none)
+    os_pid = module.os_pid()
+    {:ok, cover} = :cover.start()
+    on_exit(fn -> if Process.alive?(cover), do: :cover.stop() end)
+    assert {:ok, ^module} = :cover.compile_beam(module)
+    assert here?(module)
+    assert {:error, %Error{reason: :unsupported_module} = error} = Isolation.isolate(module, sandbox: :none)
+    assert Exception.message(error) =~ "coverage"
+    assert :ok = Isolation.restore(module)
+    assert here?(module)
+    gone(os_pid)
+  end
+
   test "a file that is no beam, and one of another module" do
     module = DropInFixture.erlang()
     file = :code.which(module)

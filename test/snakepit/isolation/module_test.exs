@@ -192,6 +192,20 @@ defmodule Snakepit.Isolation.ModuleTest do
     assert_receive {:trace, ^traced, :call, {^module, :secret, ["word"]}}
   end
 
+  for isolated <- [true, false] do
+    test "compiled for coverage it works as before, isolated: #{isolated}" do
+      module = OwnFixture.module(isolated: unquote(isolated))
+      {:ok, cover} = :cover.start()
+      # Its process is of the runtime's tools, not of this test.
+      on_exit(fn -> if Process.alive?(cover), do: :cover.stop() end)
+      assert {:ok, ^module} = :cover.compile_beam(module)
+      assert {module.add(1, 2), module.whisper("word"), module.classify(1)} == {3, {:library, "word"}, :positive}
+      assert here?(module) == not unquote(isolated)
+      assert {:ok, lines} = :cover.analyse(module, :calls, :function)
+      assert {{module, :classify, 1}, 1} in lines
+    end
+  end
+
   defp module_beam(module), do: module |> :code.which() |> to_string()
 
   # ── A release ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ defmodule Snakepit.Isolation.OptionsTest do
         {:concurrency, [1, 64], [0, 65]},
         {:timeout, [0, 1, :infinity, 4_294_967_295], [-1, 4_294_967_296, nil]},
         {:load_timeout, [1], [0, :infinity]},
+        {:memory, [:infinity, 37_748_736, 1_099_511_627_776], [0, 1.5, nil, 1_099_511_627_777]},
         {:restart, [:permanent, :transient, :temporary], [:always, true, nil]},
         {:max_restarts, [0, :infinity], [-1]},
         {:max_seconds, [1], [0]},
@@ -53,6 +54,18 @@ defmodule Snakepit.Isolation.OptionsTest do
         assert %{key: ^key, expected: expected, got: ^value} = details
         assert Exception.message(error) =~ expected
       end
+    end
+  end
+
+  test "memory is enough for a worker's own threads" do
+    least = 9 * 1_048_576 * 4
+    assert {:ok, _} = Options.load("x", sandbox: :none, memory: least)
+
+    for {memory, concurrency} <- [{least - 1, 1}, {least, 2}] do
+      assert {:error, %Error{reason: :invalid_option, details: %{key: :memory, expected: expected, got: ^memory}}} =
+               Options.load("x", sandbox: :none, memory: memory, concurrency: concurrency)
+
+      assert expected =~ "with concurrency: #{concurrency}"
     end
   end
 

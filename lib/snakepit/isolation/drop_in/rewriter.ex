@@ -279,7 +279,7 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
 
   # noenv: ERL_COMPILER_OPTIONS has had its say when the module was compiled.
   defp compile(forms, %{module: module} = source) do
-    options = [:binary, :return_errors] ++ kept(source.compile) ++ source(source.compile)
+    options = [:binary, :return_errors, :debug_info] ++ kept(source.compile) ++ source(source.compile)
 
     with {:ok, ^module, beam} <- :compile.noenv_forms(forms, options),
          {:ok, {_, [exports: exports]}} <- :beam_lib.chunks(beam, [:exports]),

@@ -129,6 +129,7 @@ fn warden_start<'a>(
     let message = ToWarden::Start {
         token,
         label: label.to_owned(),
+        memory: worker.memory(),
     };
     let sent = worker.hand_over(|descriptors| warden.send(&message, descriptors));
     Ok(done(env, sent.and_then(|sent| sent)))

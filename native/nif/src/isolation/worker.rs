@@ -67,6 +67,7 @@ pub struct Worker {
     ring: Box<VmRing>,
     limits: Limits,
     executors: u16,
+    memory: u64,
     spin_us: u32,
     ends: Mutex<Option<Ends>>,
     control: Channel<OwnedFd>,
@@ -159,6 +160,7 @@ impl Worker {
                 depth: spec.max_depth,
             },
             executors: spec.executors,
+            memory: spec.memory,
             spin_us: spec.spin_us,
             ends: Mutex::new(Some(Ends {
                 control: their_control,
@@ -200,6 +202,11 @@ impl Worker {
     }
 
     #[inline]
+    /// The most private memory that its process may have, in bytes; 0: no bound.
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -795,6 +802,7 @@ fn worker_status<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
         .fold(0, |sum: u64, executor| sum.wrapping_add(executor.calls));
     let in_progress: Vec<Option<u64>> = executors.iter().map(|executor| executor.call).collect();
     let status = ring.status().map(|status| status_term(env, &status));
+    let lacked = ring.lacked().map(|at| monotonic().saturating_sub(at) / 1_000_000);
     let pairs = [
         (a::in_flight(), ring.in_flight().encode(env)),
         (a::slots(), worker.parked.len().encode(env)),
@@ -806,15 +814,19 @@ fn worker_status<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
         (a::orphans(), worker.orphans().encode(env)),
         (a::releases(), worker.releases.pending().encode(env)),
         (a::status(), status.encode(env)),
+        (a::lacked_ms(), lacked.encode(env)),
     ];
     Ok(map(env, &pairs))
 }
 
+fn monotonic() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}
+
 fn status_term<'a>(env: Env<'a>, status: &WorkerStatus) -> Term<'a> {
     use crate::atoms as a;
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64);
-    let age = (status.beats > 0).then(|| now.saturating_sub(status.beat_at) / 1_000_000);
+    let age = (status.beats > 0).then(|| monotonic().saturating_sub(status.beat_at) / 1_000_000);
     let pairs = [
         (a::beats(), status.beats.encode(env)),
         (a::beat_age_ms(), age.encode(env)),

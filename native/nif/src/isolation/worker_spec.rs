@@ -21,6 +21,8 @@ pub struct Spec {
     pub names: usize,
     pub max_words: u64,
     pub max_depth: u32,
+    /// Bytes; 0: no bound.
+    pub memory: u64,
 }
 
 impl Spec {
@@ -41,6 +43,7 @@ impl Spec {
             names: number::<u32>(get(a::names()))? as usize,
             max_words: number(get(a::max_words()))?,
             max_depth: number(get(a::max_depth()))?,
+            memory: number(get(a::memory()))?,
         })
     }
 

@@ -123,6 +123,8 @@ pub(crate) mod state {
     pub const SEQUENCE: usize = 0;
     pub const WORDS: usize = 8;
     pub const COUNT: usize = 8;
+    /// Beside what the sequence guards: when the worker had no memory to give.
+    pub const LACKED: usize = 72;
     pub const BYTES: usize = 128;
 }
 

@@ -1094,6 +1094,16 @@ impl VmRing {
         None
     }
 
+    /// When the worker last had no memory to give, on CLOCK_MONOTONIC in nanoseconds. It says so itself.
+    pub fn lacked(&self) -> Option<u64> {
+        // Relaxed: a figure; who reads it to explain an end reads it after the end.
+        let at = self
+            .memory
+            .word(self.layout.status + state::LACKED)
+            .load(Ordering::Relaxed);
+        (at > 0).then_some(at)
+    }
+
     /// What an executor says of itself; nothing for an index that the plan does not have.
     pub fn executor(&self, index: u16) -> ExecutorStatus {
         if u32::from(index) >= self.layout.plan.executors {

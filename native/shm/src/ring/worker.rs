@@ -549,6 +549,14 @@ impl WorkerRing {
         drop(guard);
     }
 
+    /// Memory was asked for and not there: when, on CLOCK_MONOTONIC in nanoseconds. Any thread, at any place.
+    pub fn lacked(&self, at: u64) {
+        // Relaxed: one word, which is read when this process has ended.
+        self.memory
+            .word(self.layout.status + state::LACKED)
+            .store(at, Ordering::Relaxed);
+    }
+
     /// Appends an event and rings if the VM has taken all earlier ones.
     pub fn event(&self, kind: u32, payload: &[u8]) -> std::result::Result<(), EventQueueFull> {
         let capacity = u64::from(self.layout.plan.event_bytes);

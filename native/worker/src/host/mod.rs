@@ -17,6 +17,7 @@ mod hash;
 mod heap;
 mod held;
 mod known;
+mod lack;
 mod library;
 mod load;
 mod map;
@@ -40,6 +41,7 @@ mod zlib;
 
 pub use clock::{Clock, follow};
 pub use executor::{Call, Executor, Outcome, limits};
+pub use lack::{Allocator, when_memory_lacks};
 pub use load::{Wanted, load, load_wanted, unload, unload_all};
 pub use option::threads_unload;
 pub use service::{Transport, answer, connect, hears, stop};

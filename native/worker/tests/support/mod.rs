@@ -171,6 +171,7 @@ impl Warden {
         let packet = control::encode(&ToWarden::Start {
             token,
             label: format!("test/{token}"),
+            memory: 0,
         })
         .unwrap();
         let numbers: Vec<i32> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();

@@ -1,11 +1,12 @@
 //! Memory that only the library knows.
 
+use crate::host::lack::looked_at;
 use std::ffi::c_void;
 
 api! {
     fn enif_alloc(size: usize) -> *mut c_void {
         // Nothing is something: libraries take null for no memory.
-        libc::malloc(size.max(1))
+        looked_at(libc::malloc(size.max(1)))
     }
 
     fn enif_free(memory: *mut c_void) {
@@ -13,6 +14,6 @@ api! {
     }
 
     fn enif_realloc(memory: *mut c_void, size: usize) -> *mut c_void {
-        libc::realloc(memory, size.max(1))
+        looked_at(libc::realloc(memory, size.max(1)))
     }
 }
