@@ -55,7 +55,7 @@ defmodule Snakepit.Isolation.Check do
 
   @type function_entry :: %{name: String.t(), arity: arity(), dirty: nil | :cpu | :io}
   @type t :: %__MODULE__{
-          target: module() | Path.t(),
+          target: module() | Path.t() | {Application.app(), Path.t()},
           path: Path.t() | nil,
           verdict: :yes | :no | :unknown,
           module: String.t() | nil,

@@ -4,7 +4,7 @@ defmodule Snakepit.Isolation.CheckTest do
 
   import ExUnit.CaptureIO
 
-  alias Snakepit.DropInFixture
+  alias Snakepit.{DropInFixture, EspressoFixture}
   alias Snakepit.Isolation.Check
   alias Snakepit.Isolation.Check.{Differences, Reader}
 
@@ -117,6 +117,20 @@ defmodule Snakepit.Isolation.CheckTest do
     assert %{verdict: :yes, module: "jiffy", target: :jiffy} = check
     assert check.path == to_string(Application.app_dir(:jiffy, "priv/jiffy.so"))
     refute :erlang.module_loaded(:jiffy)
+  end
+
+  test "a library that makes its table when it is loaded is found by its constants" do
+    directory = temporary_directory("check")
+    for part <- ["ebin", "priv"], do: File.mkdir_p!(Path.join(directory, part))
+    ebin = Path.join(directory, "ebin")
+    # Another one of Rustler beside it.
+    for name <- [:espresso, :rustler_0_39],
+        do: File.cp!(NativeFixture.path(name) <> ".so", Path.join(directory, "priv/#{name}.so"))
+
+    on_exit(fn -> EspressoFixture.remove(ebin) end)
+    check = check!(EspressoFixture.module(ebin))
+    assert %{verdict: :yes, rustler: "0.39" <> _, functions: nil, searched: [_, _]} = check
+    assert Path.basename(check.path) == "espresso.so"
   end
 
   test "a module whose library is not found" do
