@@ -108,6 +108,19 @@ defmodule Snakepit.Isolation.CheckTest do
     assert problems(check!(path, load: [])) == [:load]
   end
 
+  test "a load callback that wants something else than 0" do
+    path = {:crypto, "priv/lib/crypto"}
+
+    assert %{verdict: :unknown, problems: [%{id: :load_info, text: text}]} =
+             check = check!(path, load: [sandbox: :none])
+
+    assert Check.code(check) == 2
+    assert Check.Text.render(check) =~ text
+    fails = NativeFixture.path(:load_fails)
+    assert %{verdict: :yes} = check!(fails, load: [sandbox: :none])
+    assert problems(check!(fails, load: [sandbox: :none, load_info: 3])) == [:load]
+  end
+
   # ── Modules ───────────────────────────────────────────────────────────────────────────────────────────────────
 
   @tag skip: match?({:error, _}, :code.lib_dir(:jiffy)) && "there is no jiffy"
