@@ -9,6 +9,8 @@ defmodule Snakepit.Isolation.CheckTest do
   alias Snakepit.Isolation.Check.{Differences, Reader}
 
   @executable Warden.executable()
+  # Libraries of Rustler may have to be built first, and that takes a while on a busy machine.
+  @moduletag timeout: 900_000
 
   defp check!(target, options \\ []) do
     {:ok, %Check{} = check} = Isolation.check(target, options)
