@@ -1,6 +1,6 @@
 # Measures what bench/README.md says. `make bench` runs this; `mix run bench/run.exs --help` tells the options.
 
-Code.require_file("../test/support/native_fixture.ex", __DIR__)
+for file <- ~w(native_fixture espresso_fixture), do: Code.require_file("../test/support/#{file}.ex", __DIR__)
 
 for file <- ~w(text python memory regions measure report peer isolated ping hung json before),
     do: Code.require_file("support/#{file}.exs", __DIR__)
@@ -8,7 +8,7 @@ for file <- ~w(text python memory regions measure report peer isolated ping hung
 rows =
   ~w(allocate record copy view array holder foreign) ++
     ~w(isolated_add isolated_asleep isolated_payload isolated_rate isolated_send isolated_life isolated_jiffy isolated_busy) ++
-    ~w(isolated_crypto isolated_terms)
+    ~w(isolated_crypto isolated_espresso isolated_terms)
 
 for file <- rows, do: Code.require_file("rows/#{file}.exs", __DIR__)
 
@@ -19,7 +19,7 @@ defmodule Bench.Run do
   @regions [Rows.Allocate, Rows.Record, Rows.Copy, Rows.View, Rows.Array, Rows.Holder, Rows.Foreign]
   @calls [Rows.IsolatedAdd, Rows.IsolatedAsleep, Rows.IsolatedPayload, Rows.IsolatedRate, Rows.IsolatedSend]
   @workers [Rows.IsolatedLife, Rows.IsolatedJiffy, Rows.IsolatedBusy]
-  @libraries [Rows.IsolatedCrypto, Rows.IsolatedTerms]
+  @libraries [Rows.IsolatedCrypto, Rows.IsolatedEspresso, Rows.IsolatedTerms]
   @groups @regions ++ @calls ++ @workers ++ @libraries
   @gib 1024 * 1024 * 1024
   @open_files 12_000

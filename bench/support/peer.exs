@@ -5,17 +5,15 @@ defmodule Bench.Peer do
   @deadline 300_000
 
   @target Path.join(@root, "_build/bench_peers")
+  @espresso Path.join(@root, "bench/peers/espresso")
+  @espresso_target Path.join(@root, "_build/bench_espresso")
   @echo Path.join(@target, "port_echo")
   @send Path.join(@target, "port_send")
 
   @doc "Builds it, if need be."
   @spec build() :: :ok
   def build do
-    manifest = Path.join(@root, "bench/peers/Cargo.toml")
-    arguments = ["build", "--release", "--locked", "--quiet", "--manifest-path", manifest]
-    environment = [{"CARGO_TARGET_DIR", @target}]
-
-    run!("cargo", arguments, environment)
+    cargo!("bench/peers", @target, [])
 
     for program <- [@echo, @send] do
       source = Path.join(@root, "bench/peers/#{Path.basename(program)}.c")
@@ -23,6 +21,12 @@ defmodule Bench.Peer do
     end
 
     :ok
+  end
+
+  defp cargo!(crate, target, environment) do
+    manifest = Path.join([@root, crate, "Cargo.toml"])
+    arguments = ["build", "--release", "--locked", "--quiet", "--manifest-path", manifest]
+    run!("cargo", arguments, [{"CARGO_TARGET_DIR", target} | environment])
   end
 
   defp run!(command, arguments, environment) do
@@ -58,6 +62,21 @@ defmodule Bench.Peer do
     program = Path.join(@target, "release/bench_peers")
     Port.open({:spawn_executable, program}, [:binary, :exit_status, {:line, 1_048_576}])
   end
+
+  @doc "The crate espresso-logic 2.6.1, built if need be, which runs each call in a process. Commands as for the others."
+  @spec espresso() :: port()
+  def espresso do
+    # libclang reads C for bindgen; the headers of a compiler, which Debian has in another package, are the C compiler's here.
+    {headers, 0} = System.cmd(System.get_env("CC", "cc"), ["-print-file-name=include"])
+    arguments = System.get_env("BINDGEN_EXTRA_CLANG_ARGS", "-I" <> String.trim(headers))
+    cargo!("bench/peers/espresso", @espresso_target, [{"BINDGEN_EXTRA_CLANG_ARGS", arguments}])
+    program = Path.join(@espresso_target, "release/bench_espresso")
+    Port.open({:spawn_executable, program}, [:binary, :exit_status, {:line, 1_048_576}])
+  end
+
+  @doc "Its sources, with its examples."
+  @spec espresso_source() :: Path.t()
+  def espresso_source, do: Snakepit.EspressoFixture.source(@espresso, "espresso-logic")
 
   @doc "A command and its numbers, nanoseconds."
   @spec run(port(), [term()]) :: [non_neg_integer()]

@@ -8,7 +8,8 @@ defmodule Snakepit.Isolation.Check do
   `Snakepit.Isolation.check/2` gives a `%Snakepit.Isolation.Check{}`:
 
     * `verdict` - `:yes`, as far as can be seen without running it; `:no`, and `problems` says why; `:unknown`: a module whose library is not
-      found, or which may have several (`searched` says where it was looked for)
+      found, or which may have several (`searched` says where it was looked for); or, with `load:`, one whose
+      load callback wants another load info
     * `target`, `path` - what was asked for, and the library's file
     * `module`, `nif_version`, `min_erts`, `functions`, `callbacks` - what its `ErlNifEntry` says. `functions` have `name`, `arity` and `dirty`
       (`nil`, `:cpu` or `:io`). All of them are `nil` if the library makes its entry when it is loaded, as those of Rustler do
@@ -55,7 +56,7 @@ defmodule Snakepit.Isolation.Check do
 
   @type function_entry :: %{name: String.t(), arity: arity(), dirty: nil | :cpu | :io}
   @type t :: %__MODULE__{
-          target: module() | Path.t(),
+          target: module() | Path.t() | {Application.app(), Path.t()},
           path: Path.t() | nil,
           verdict: :yes | :no | :unknown,
           module: String.t() | nil,
@@ -321,10 +322,18 @@ defmodule Snakepit.Isolation.Check do
         | loaded: %{module: module, nif_version: "#{major}.#{minor}", functions: functions, missing: info.missing}
       }
     else
-      {:error, error} -> %{check | problems: check.problems ++ [problem(:load, Exception.message(error))]}
+      {:error, error} ->
+        %{check | problems: check.problems ++ [problem(not_loaded(error, options), Exception.message(error))]}
     end
   end
 
+  # Which load info a library wants only its module knows: that 0 is refused says nothing.
+  defp not_loaded(%Error{details: %{stage: :load_callback}}, options),
+    do: if(Keyword.has_key?(options, :load_info), do: :load, else: :load_info)
+
+  defp not_loaded(_error, _options), do: :load
+
+  defp verdict(%{problems: [%{id: :load_info}]} = check), do: %{check | verdict: :unknown}
   defp verdict(%{problems: [_ | _]} = check), do: %{check | verdict: :no}
   defp verdict(%{path: nil} = check), do: %{check | verdict: :unknown}
   defp verdict(check), do: %{check | verdict: :yes}

@@ -4,11 +4,13 @@ defmodule Snakepit.Isolation.CheckTest do
 
   import ExUnit.CaptureIO
 
-  alias Snakepit.DropInFixture
+  alias Snakepit.{DropInFixture, EspressoFixture}
   alias Snakepit.Isolation.Check
   alias Snakepit.Isolation.Check.{Differences, Reader}
 
   @executable Warden.executable()
+  # Libraries of Rustler may have to be built first, and that takes a while on a busy machine.
+  @moduletag timeout: 900_000
 
   defp check!(target, options \\ []) do
     {:ok, %Check{} = check} = Isolation.check(target, options)
@@ -108,6 +110,19 @@ defmodule Snakepit.Isolation.CheckTest do
     assert problems(check!(path, load: [])) == [:load]
   end
 
+  test "a load callback that wants something else than 0" do
+    path = {:crypto, "priv/lib/crypto"}
+
+    assert %{verdict: :unknown, problems: [%{id: :load_info, text: text}]} =
+             check = check!(path, load: [sandbox: :none])
+
+    assert Check.code(check) == 2
+    assert Check.Text.render(check) =~ text
+    fails = NativeFixture.path(:load_fails)
+    assert %{verdict: :yes} = check!(fails, load: [sandbox: :none])
+    assert problems(check!(fails, load: [sandbox: :none, load_info: 3])) == [:load]
+  end
+
   # ── Modules ───────────────────────────────────────────────────────────────────────────────────────────────────
 
   @tag skip: match?({:error, _}, :code.lib_dir(:jiffy)) && "there is no jiffy"
@@ -117,6 +132,20 @@ defmodule Snakepit.Isolation.CheckTest do
     assert %{verdict: :yes, module: "jiffy", target: :jiffy} = check
     assert check.path == to_string(Application.app_dir(:jiffy, "priv/jiffy.so"))
     refute :erlang.module_loaded(:jiffy)
+  end
+
+  test "a library that makes its table when it is loaded is found by its constants" do
+    directory = temporary_directory("check")
+    for part <- ["ebin", "priv"], do: File.mkdir_p!(Path.join(directory, part))
+    ebin = Path.join(directory, "ebin")
+    # Another one of Rustler beside it.
+    for name <- [:espresso, :rustler_0_39],
+        do: File.cp!(NativeFixture.path(name) <> ".so", Path.join(directory, "priv/#{name}.so"))
+
+    on_exit(fn -> EspressoFixture.remove(ebin) end)
+    check = check!(EspressoFixture.module(ebin))
+    assert %{verdict: :yes, rustler: "0.39" <> _, functions: nil, searched: [_, _]} = check
+    assert Path.basename(check.path) == "espresso.so"
   end
 
   test "a module whose library is not found" do

@@ -6,7 +6,8 @@ defmodule Snakepit.Isolation.DifferentialTest do
   alias Snakepit.Differential
   alias Snakepit.Differential.{Libraries, Terms}
 
-  @moduletag timeout: 180_000
+  # Some of the libraries may have to be built first, and that takes a while on a busy machine.
+  @moduletag timeout: 900_000
 
   # Of each function whose arguments are generated.
   @runs 100

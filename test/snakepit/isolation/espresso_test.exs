@@ -6,7 +6,8 @@ defmodule Snakepit.Isolation.EspressoTest do
 
   alias Snakepit.{Differential, EspressoFixture}
 
-  @moduletag timeout: 300_000
+  # The library may have to be built first, and that takes a while on a busy machine.
+  @moduletag timeout: 900_000
 
   setup do
     directory = temporary_directory("espresso")

@@ -37,6 +37,9 @@ defmodule Snakepit.Isolation.Check.Text do
   defp headline(%{verdict: :no} = check),
     do: ["#{name(check)} cannot be isolated:" | for(%{text: text} <- check.problems, do: "  - " <> text)]
 
+  defp headline(%{verdict: :unknown, problems: [%{text: text}]} = check),
+    do: ["#{name(check)} may be isolated, as far as can be seen without running it; it was not loaded:", "  - " <> text]
+
   defp headline(%{verdict: :unknown, searched: files} = check) do
     found = Enum.filter(files, &File.regular?/1)
 
