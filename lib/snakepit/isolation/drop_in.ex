@@ -87,7 +87,9 @@ defmodule Snakepit.Isolation.DropIn do
   end
 
   defp replaceable?(state, source, options),
-    do: DropIn.Code.md5(state.module) != state.md5 or (source.beam != state.original and options == state.options)
+    do:
+      DropIn.Code.md5(state.module) != state.md5 or
+        (source.beam != state.original and Enum.sort(options) == Enum.sort(state.options))
 
   # ── There ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -51,7 +51,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
 
   @me {0, 0, 1}
 
-  defp request(name, fields), do: <<2::16, 0x81>> <> pack(to_string(name)) <> pack(fields)
+  defp request(name, fields), do: <<3::16, 0x81>> <> pack(to_string(name)) <> pack(fields)
 
   defp pack(text) when is_binary(text), do: <<0xD9, byte_size(text)>> <> text
   defp pack({:bin, bytes}), do: <<0xC6, byte_size(bytes)::32>> <> bytes

@@ -35,9 +35,10 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
 
   @transforms [:parse_transform, :core_transform]
 
-  @doc "`slot`: the key of this version's persistent term."
-  @spec rewrite(Source.t(), atom()) :: {:ok, t()} | {:error, Error.t()}
-  def rewrite(%Source{module: module, forms: forms} = source, slot) do
+  @doc "`slot`: the key of this version's persistent term, if it is not the module's first one."
+  @spec rewrite(Source.t(), atom() | nil) :: {:ok, t()} | {:error, Error.t()}
+  def rewrite(%Source{module: module, forms: forms} = source, slot \\ nil) do
+    slot = slot || slot(module, [])
     declared = declared(forms)
     functions = candidates(forms, declared)
     forms = Enum.map(versions(source) ++ forms, &strip/1)
