@@ -170,7 +170,7 @@ defmodule Snakepit.Isolation.Check do
   # Its beam only: whether its code can be made anew, and which functions it has for the library.
   defp rewritten(module) do
     with {:ok, source} <- Source.find(module),
-         {:ok, rewritten} <- Rewriter.rewrite(source, Rewriter.slot(module, [])) do
+         {:ok, rewritten} <- Rewriter.rewrite(source) do
       {[], for({name, arity} <- Map.keys(rewritten.functions), do: {Atom.to_string(name), arity})}
     else
       {:error, error} -> {[problem(:module, Exception.message(error))], nil}

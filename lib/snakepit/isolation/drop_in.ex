@@ -99,7 +99,7 @@ defmodule Snakepit.Isolation.DropIn do
 
   defp replaceable?(state, source, options) do
     DropIn.Code.md5(state.module) != state.md5 or ended?(loaded_in(state.slot)) or
-      (source.beam != state.original and options == state.options)
+      (source.beam != state.original and Enum.sort(options) == Enum.sort(state.options))
   end
 
   defp ended?(nil), do: false

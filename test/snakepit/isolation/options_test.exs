@@ -13,6 +13,7 @@ defmodule Snakepit.Isolation.OptionsTest do
 
   for {key, good, bad} <- [
         {:name, [nil, :a], ["a", true, 1]},
+        {:with, [nil, :a, "a"], [1, true, [:a], %{}]},
         {:load_info, [0, :any, %{}], []},
         {:workers, [1, 64], [0, 65, :many, 1.0]},
         {:concurrency, [1, 64], [0, 65]},

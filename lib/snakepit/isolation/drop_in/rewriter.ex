@@ -35,12 +35,13 @@ defmodule Snakepit.Isolation.DropIn.Rewriter do
 
   @transforms [:parse_transform, :core_transform]
 
-  @doc """
-  `slot` is the key of this version's persistent term; code that was rewritten for a release has its own.
-  """
-  @spec rewrite(Source.t(), atom()) :: {:ok, t()} | {:error, Error.t()}
+  @doc "`slot`: the key of this version's persistent term, if it is not the module's first one. Code of a release has its own."
+  @spec rewrite(Source.t(), atom() | nil) :: {:ok, t()} | {:error, Error.t()}
+  def rewrite(source, slot \\ nil)
   def rewrite(%Source{prepared: %__MODULE__{} = rewritten}, _slot), do: {:ok, rewritten}
-  def rewrite(%Source{forms: forms} = source, slot), do: rewrite(source, forms, slot)
+
+  def rewrite(%Source{module: module, forms: forms} = source, slot),
+    do: rewrite(source, forms, slot || slot(module, []))
 
   @doc "For a release: code that waits until the module is isolated there (`DropIn.Prepared`)."
   @spec prepare(Source.t()) :: {:ok, t()} | {:error, Error.t()}
