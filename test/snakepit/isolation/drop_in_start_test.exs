@@ -122,7 +122,7 @@ defmodule Snakepit.Isolation.DropInStartTest do
 
   if match?({:error, _}, :code.lib_dir(:jiffy)), do: @tag(skip: "there is no jiffy (Debian: erlang-jiffy)")
 
-  test "the application's start isolates, its end closes, and its next start isolates again" do
+  test "the application's start isolates, so does its supervisor's successor; its end closes, its next start isolates again" do
     # Modules as values: what a script names, the compiler loads.
     {output, status} =
       SubVm.run("""
@@ -131,6 +131,23 @@ defmodule Snakepit.Isolation.DropInStartTest do
       {:ok, _} = Application.ensure_all_started(:snakepit_shm)
       IO.inspect({:started, jiffy.encode([1]), byte_size(crypto.strong_rand_bytes(3))})
       Logger.configure(level: :none)
+
+      # All libraries end with it, and its successor has them loaded again.
+      warden = fn -> with({:ok, info} <- Snakepit.Isolation.info(crypto), do: info.warden) end
+      first = warden.()
+      Process.exit(Process.whereis(Snakepit.Isolation.Supervisor), :kill)
+
+      again = fn again, left ->
+        try do
+          true = is_integer(warden.()) and warden.() != first
+          {jiffy.encode([0]), byte_size(crypto.strong_rand_bytes(4))}
+        rescue
+          error -> if left == 0, do: error, else: Process.sleep(10) && again.(again, left - 1)
+        end
+      end
+
+      IO.inspect({:killed, again.(again, 1_000)})
+
       Application.stop(:snakepit_shm)
       %{reason: reason} = try do jiffy.encode([1]) rescue error -> error end
       IO.inspect({:stopped, reason})
@@ -141,7 +158,8 @@ defmodule Snakepit.Isolation.DropInStartTest do
       """)
 
     assert {status, output} ==
-             {0, ~s({:started, "[1]", 3}\n{:stopped, :not_loaded}\n{:again, "[2]"}\n{:maps, false, false}\n)}
+             {0,
+              ~s({:started, "[1]", 3}\n{:killed, {"[0]", 4}}\n{:stopped, :not_loaded}\n{:again, "[2]"}\n{:maps, false, false}\n)}
   end
 
   test "a start that is stopped says why, in words" do
