@@ -122,26 +122,55 @@ defmodule Snakepit.Isolation.DropInStartTest do
 
   if match?({:error, _}, :code.lib_dir(:jiffy)), do: @tag(skip: "there is no jiffy (Debian: erlang-jiffy)")
 
-  test "the application's start isolates, its end closes, and its next start isolates again" do
-    # Modules as values: what a script names, the compiler loads.
+  # Modules as values: what a script names, the compiler loads.
+  test "the application's start isolates, so does its supervisor's successor; its end closes, its next start isolates again" do
     {output, status} =
       SubVm.run("""
-      [jiffy, crypto] = [:jiffy, :crypto]
-      Application.put_env(:snakepit_shm, :isolate, [{jiffy, sandbox: :none, workers: 2}, {crypto, sandbox: :none}])
+      jiffy = :jiffy
+      Application.put_env(:snakepit_shm, :isolate, [{jiffy, sandbox: :none, workers: 2}])
       {:ok, _} = Application.ensure_all_started(:snakepit_shm)
-      IO.inspect({:started, jiffy.encode([1]), byte_size(crypto.strong_rand_bytes(3))})
+      IO.inspect({:started, jiffy.encode([1])})
       Logger.configure(level: :none)
+
+      # All libraries end with it, and its successor has them loaded again.
+      warden = fn -> with({:ok, info} <- Snakepit.Isolation.info(jiffy), do: info.warden) end
+      first = warden.()
+      Process.exit(Process.whereis(Snakepit.Isolation.Supervisor), :kill)
+
+      again = fn again, left ->
+        try do
+          true = is_integer(warden.()) and warden.() != first
+          jiffy.encode([0])
+        rescue
+          error -> if left == 0, do: error, else: Process.sleep(10) && again.(again, left - 1)
+        end
+      end
+
+      IO.inspect({:killed, again.(again, 1_000)})
+
       Application.stop(:snakepit_shm)
       %{reason: reason} = try do jiffy.encode([1]) rescue error -> error end
       IO.inspect({:stopped, reason})
       {:ok, _} = Application.ensure_all_started(:snakepit_shm)
       IO.inspect({:again, jiffy.encode([2])})
-      maps = File.read!("/proc/self/maps")
-      IO.inspect({:maps, maps =~ "/jiffy.so", maps =~ "/crypto.so"})
+      IO.inspect({:mapped, File.read!("/proc/self/maps") =~ "/jiffy.so"})
       """)
 
     assert {status, output} ==
-             {0, ~s({:started, "[1]", 3}\n{:stopped, :not_loaded}\n{:again, "[2]"}\n{:maps, false, false}\n)}
+             {0, ~s({:started, "[1]"}\n{:killed, "[0]"}\n{:stopped, :not_loaded}\n{:again, "[2]"}\n{:mapped, false}\n)}
+  end
+
+  test "crypto, which our own start needs" do
+    {output, status} =
+      SubVm.run("""
+      crypto = :crypto
+      Application.put_env(:snakepit_shm, :isolate, [{crypto, sandbox: :none}])
+      {:ok, _} = Application.ensure_all_started(:snakepit_shm)
+      {:ok, _region} = Snakepit.SharedMemory.put("x")
+      IO.inspect({byte_size(crypto.strong_rand_bytes(3)), File.read!("/proc/self/maps") =~ "/crypto.so"})
+      """)
+
+    assert {status, output} == {0, "{3, false}\n"}
   end
 
   test "a start that is stopped says why, in words" do
