@@ -10,7 +10,7 @@ use super::flight;
 use super::handle::Ref;
 use super::monitors::Monitors;
 use super::replies::Replies;
-use super::requests::{self, Decoded, Job, Large, Parts, deliver};
+use super::requests::{self, Action, Decoded, Job, Large, Parts, deliver};
 use super::saved::OwnEnv;
 use super::worker::Worker;
 use crate::atoms;
@@ -291,10 +291,10 @@ impl Services {
         if services.is_over() {
             return;
         }
-        let Some(bytes) = services.intake.lock().begin() else {
+        let Some((action, bytes)) = services.intake.lock().begin() else {
             return;
         };
-        let decoded = requests::decode(&worker, &bytes);
+        let decoded = requests::decode(&worker, action, &bytes);
         let left = services.intake.lock().put_back(decoded);
         drop(left);
     }
@@ -429,10 +429,10 @@ impl Intake {
     }
 
     /// The bytes of the term at which the queue has stopped, for one who decodes them.
-    fn begin(&mut self) -> Option<Vec<u8>> {
+    fn begin(&mut self) -> Option<(Action, Vec<u8>)> {
         let job = self.job.as_mut()?;
         match std::mem::replace(&mut job.term, Large::InWork) {
-            Large::Encoded(bytes) => Some(bytes),
+            Large::Encoded(bytes) => Some((job.action, bytes)),
             other => {
                 job.term = other;
                 None
