@@ -295,6 +295,18 @@ defmodule Snakepit.Isolation.ServiceTest do
     assert Process.alive?(sleeper)
   end
 
+  test "the names of the dead make room before one of the living does" do
+    library = load!(:services, max_names: 4_096)
+    living = for _ <- 1..1_500, do: sleeper()
+    assert call!(library, :keep, [living]) == :ok
+    # The caller and the test's own processes have places too: the table is full, and the living came first.
+    dead = for _ <- 1..2_590, do: spawn_monitor(fn -> :ok end)
+    for {_, monitor} <- dead, do: assert_receive({:DOWN, ^monitor, _, _, _}, @deadline)
+    assert length(call!(library, :echo, [for({pid, _} <- dead, do: pid)])) == 2_590
+    for _ <- 1..2_000, do: assert(Task.await(Task.async(fn -> call!(library, :echo, [self()]) end)) |> is_pid())
+    assert call!(library, :kept, []) == living
+  end
+
   describe "references" do
     test "are made, and are the VM's" do
       library = load!(:services)
