@@ -49,9 +49,9 @@ conformance: ## Run OTP's own NIF test suite isolated, with the VM as the refere
 	mix compile
 	mix run --no-compile --no-start test/conformance/run.exs $(ARGS)
 
-bench: ## Measure; figures go to bench/results
+bench: ## Measure; figures go to bench/results (ARGS: bench/README.md)
 	@.ci/setup bench
-	MIX_ENV=prod mix run bench/run.exs
+	MIX_ENV=prod mix run bench/run.exs $(ARGS)
 
 sanitize: ## Run the tests of the worker's host under AddressSanitizer and valgrind; minutes
 	@.ci/setup sanitize

@@ -2,7 +2,7 @@
 
 Code.require_file("../test/support/native_fixture.ex", __DIR__)
 
-for file <- ~w(text python memory regions measure report peer isolated ping hung json),
+for file <- ~w(text python memory regions measure report peer isolated ping hung json before),
     do: Code.require_file("support/#{file}.exs", __DIR__)
 
 rows =
@@ -13,7 +13,7 @@ rows =
 for file <- rows, do: Code.require_file("rows/#{file}.exs", __DIR__)
 
 defmodule Bench.Run do
-  alias Bench.{Memory, Peer, Python, Regions, Report, Rows}
+  alias Bench.{Before, Memory, Peer, Python, Regions, Report, Rows}
   alias Snakepit.NativeFixture
 
   @regions [Rows.Allocate, Rows.Record, Rows.Copy, Rows.View, Rows.Array, Rows.Holder, Rows.Foreign]
@@ -29,11 +29,12 @@ defmodule Bench.Run do
 
     --quick          fewer rounds and runs: shows that everything works, and no more
     --only PATTERN   only groups whose title has it: #{Enum.map_join(@groups, ", ", & &1.title())}
+    --before FILE    also prints the rows of an earlier run, a file of bench/results, beside those of this one
     --help           this
   """
 
   def main(arguments) do
-    case OptionParser.parse(arguments, strict: [quick: :boolean, only: :string, help: :boolean]) do
+    case OptionParser.parse(arguments, strict: [quick: :boolean, only: :string, before: :string, help: :boolean]) do
       {[help: true], [], []} ->
         IO.puts(@help)
 
@@ -76,6 +77,7 @@ defmodule Bench.Run do
     groups = Enum.filter(@groups, &String.contains?(String.downcase(&1.title()), String.downcase(options[:only] || "")))
     if groups == [], do: raise(Python.Failed, "No group has #{inspect(options.only)} in its title.\n\n#{@help}")
 
+    before = if options[:before], do: Before.read!(options.before)
     # Workers are killed and hang on purpose.
     Logger.configure(level: :error)
     Python.require!(["numpy", "pycountry"])
@@ -88,6 +90,7 @@ defmodule Bench.Run do
     Supervisor.stop(instance)
     NativeFixture.remove()
     Report.summary(rows)
+    if before, do: Before.print(before, rows)
     path = Report.save(rows, machine(options), Path.join(__DIR__, "results"))
     IO.puts("Written to #{Path.relative_to_cwd(path)}.")
   end

@@ -11,7 +11,7 @@ use crate::limits::Limits;
 use crate::service::Reply;
 
 /// Changes when a message does.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The largest packet.
 pub const PACKET: usize = 64 << 10;

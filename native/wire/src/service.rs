@@ -11,6 +11,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The kind of the event records that carry requests.
 pub const KIND: u32 = 1;
+/// The kind of those that are a message which is not answered, in one piece: most of what a library sends. [`message_to`], and the term.
+pub const MESSAGE: u32 = 2;
+/// Bytes in front of the term of such a record.
+pub const MESSAGE_HEAD: usize = 8;
 /// The most bytes of a term in one request; what is longer goes ahead in [`Request::Part`]s.
 pub const PIECE: usize = 16 << 10;
 /// References asked for, and names kept or dropped, at once.
@@ -31,7 +35,7 @@ pub enum Request {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// `enif_send`: one term to a local process. `Yes`, or `No` when it does not live.
+    /// `enif_send`: one term to a local process. `Yes`, or `No` when it does not live. See also [`MESSAGE`].
     Send {
         request: u32,
         to: Named,
@@ -93,6 +97,29 @@ pub enum Reply {
     Key(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Not granted, a name that is none, a term that cannot be read.
     Refused,
+}
+
+/// The head of a [`MESSAGE`] to a pid.
+#[must_use]
+pub fn message_to(to: Name) -> [u8; MESSAGE_HEAD] {
+    let mut head = [0; MESSAGE_HEAD];
+    head[..4].copy_from_slice(&to.index.to_be_bytes());
+    head[4..].copy_from_slice(&to.generation.to_be_bytes());
+    head
+}
+
+/// The pid and the term of a [`MESSAGE`].
+pub fn message(record: &[u8]) -> Result<(Name, &[u8]), ControlError> {
+    let short = || ControlError::Malformed("a message has no receiver".into());
+    let (index, rest) = record.split_first_chunk().ok_or_else(short)?;
+    let (generation, term) = rest.split_first_chunk().ok_or_else(short)?;
+    bound("term", term.len(), PIECE)?;
+    let to = Name {
+        kind: NameKind::Pid,
+        index: u32::from_be_bytes(*index),
+        generation: u32::from_be_bytes(*generation),
+    };
+    Ok((to, term))
 }
 
 /// A [`Name`] in a message.

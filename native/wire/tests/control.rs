@@ -11,7 +11,7 @@ use snakepit_wire::control::{
     Loaded, MESSAGE, MISSING, Message, PACKET, PATH, RELEASES, SYMBOL, Stage, Status, System, ToWarden, ToWorker,
     VERSION, VERSION_TEXT, decode, encode,
 };
-use snakepit_wire::service::{INTEGER, KEY, Keyed, NAMES, Named, PIECE, REGISTERED, Reply, Request};
+use snakepit_wire::service::{self, INTEGER, KEY, Keyed, NAMES, Named, PIECE, REGISTERED, Reply, Request};
 use snakepit_wire::{Limits, Name, NameKind};
 
 fn to_warden() -> impl Strategy<Value = ToWarden> {
@@ -456,6 +456,15 @@ fn requests_and_replies_are_bounded() {
             names: vec![name; NAMES + 1],
         },
     ];
+    let mut message = service::message_to(name.0).to_vec();
+    message.extend([7; PIECE]);
+    assert_eq!(service::message(&message).unwrap(), (name.0, &[7; PIECE][..]));
+    assert!(matches!(
+        service::message(&message[..service::MESSAGE_HEAD - 1]),
+        Err(ControlError::Malformed(_))
+    ));
+    message.push(7);
+    assert!(matches!(service::message(&message), Err(ControlError::Field { .. })));
     for request in requests {
         assert!(
             matches!(encode(&request), Err(ControlError::Field { .. })),

@@ -2,7 +2,6 @@
 
 use snakepit_host::host::{Clock, Transport};
 use snakepit_shm_core::ring::worker::WorkerRing;
-use snakepit_wire::service::KIND;
 use std::time::Duration;
 
 /// Between two looks for room in a queue that is full. The VM is told of the first record in it and takes all of them.
@@ -24,8 +23,8 @@ impl Transport for Requests {
         self.ring.longest_event()
     }
 
-    fn put(&self, record: &[u8]) -> bool {
-        while self.ring.event(KIND, record).is_err() {
+    fn put(&self, kind: u32, record: &[u8]) -> bool {
+        while self.ring.event(kind, record).is_err() {
             // The VM may not look any more. (When it is gone, so is this process.)
             if self.ring.stopped() {
                 return false;

@@ -34,8 +34,8 @@ impl Transport for Direct {
         1 << 16
     }
 
-    fn put(&self, record: &[u8]) -> bool {
-        let answer = self.vm.lock().unwrap().take(record);
+    fn put(&self, kind: u32, record: &[u8]) -> bool {
+        let answer = self.vm.lock().unwrap().take(kind, record);
         self.said.notify_all();
         if let Some((request, reply)) = answer {
             host::answer(request, reply);

@@ -10,6 +10,9 @@ defmodule Snakepit.Native.IsolationServiceTest do
 
   @deadline 10_000
   @kind 1
+  @message 2
+  # The tag of a name in a term.
+  @name 1
   @queued 0x8000
   @piece 16_384
 
@@ -51,7 +54,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
 
   @me {0, 0, 1}
 
-  defp request(name, fields), do: <<2::16, 0x81>> <> pack(to_string(name)) <> pack(fields)
+  defp request(name, fields), do: <<3::16, 0x81>> <> pack(to_string(name)) <> pack(fields)
 
   defp pack(text) when is_binary(text), do: <<0xD9, byte_size(text)>> <> text
   defp pack({:bin, bytes}), do: <<0xC6, byte_size(bytes)::32>> <> bytes
@@ -106,6 +109,20 @@ defmodule Snakepit.Native.IsolationServiceTest do
     no_messages()
   end
 
+  test "a message as a record of its own keeps its place among the others", %{pool: pool, worker: worker} do
+    # With the tag and the length of a binary, the most that such a record may have.
+    longest = :binary.copy("x", @piece - 5)
+    assert {:ok, 1} = queue(pool, message(:first))
+    for term <- [:second, longest, [self()]], do: assert({:ok, 1} = call(pool, :queue, [@message, record(term), 1]))
+    assert {:ok, 1} = queue(pool, message(:last))
+    assert {:ok, _, false, [], []} = serve(worker)
+    me = self()
+    assert [:first, :second, ^longest, [^me], :last] = messages()
+  end
+
+  defp record([pid]) when is_pid(pid), do: <<0::32, 1::32, 108, 1::32, @name, 0, 0::32, 1::32, 0::32, 106>>
+  defp record(term), do: <<0::32, 1::32>> <> external(term)
+
   defp next do
     receive do
       message -> message
@@ -143,7 +160,13 @@ defmodule Snakepit.Native.IsolationServiceTest do
   end
 
   for {what, kind, bytes} <- [
-        {"a record of another kind", 2, {:Demonitor, [1]}},
+        {"a record of another kind", 3, {:Demonitor, [1]}},
+        {"a message to nobody", 2, <<0::32, 0>>},
+        {"a message to a process that it was not given", 2, <<5::32, 1::32, 97, 1>>},
+        {"a message to a generation that has not been", 2, <<0::32, 2::32, 97, 1>>},
+        {"a message without a term", 2, <<0::32, 1::32>>},
+        {"a message that is no term", 2, <<0::32, 1::32, 97, 1, 97, 2>>},
+        {"a message that is longer than a piece", 2, <<0::32, 1::32, 109, 16_384::32, 0::16_384-unit(8)>>},
         {"no packet", 1, "nonsense"},
         {"an empty record", 1, ""},
         {"another version", 1, <<1::16, 0x81>>},

@@ -17,8 +17,9 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
-/// What is encoded or decoded on a scheduler; more goes to a dirty one.
-pub const ON_SCHEDULER: usize = 64 << 10;
+/// What is encoded or decoded on a scheduler; more goes to a dirty one. A binary of 64 KiB, as files and sockets are often read, is copied here,
+/// with what stands around it.
+pub const ON_SCHEDULER: usize = (64 << 10) + (1 << 10);
 /// The longest text that an answer without a value carries.
 const TEXT: usize = 4 << 10;
 

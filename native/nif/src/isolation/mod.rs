@@ -15,6 +15,7 @@ mod outgoing;
 mod packets;
 mod pool;
 mod quick;
+mod recent_atoms;
 mod remote;
 mod replies;
 mod requests;

@@ -36,6 +36,8 @@ const KEYS: usize = PACKET / 2;
 const SIGNALS: u64 = 256;
 /// What a key costs beside its bytes.
 const EACH_KEY: usize = 32;
+/// What any request takes, in quarters of a microsecond.
+const LEAST: u64 = 4;
 /// All that `ErlNifUniqueInteger` has.
 const PROPERTIES: u32 = 3;
 
@@ -119,8 +121,16 @@ impl Parts {
 
 impl Intake {
     pub fn serve(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, kind: u32, bytes: &[u8]) -> Result<Done> {
-        if kind != service::KIND {
-            return Err(Failure::protocol(format!("an event of the kind {kind}")));
+        match kind {
+            service::KIND => {}
+            service::MESSAGE => {
+                let (to, term) = service::message(bytes).map_err(Failure::protocol)?;
+                self.works(env, LEAST + bytes.len() as u64 / 64);
+                let action = Action::new(&worker, 0, Named(to), NameKind::Pid)?;
+                self.small(worker, env, action, term)?;
+                return Ok(Done::Yes);
+            }
+            _ => return Err(Failure::protocol(format!("an event of the kind {kind}"))),
         }
         let request: Request = control::decode(bytes).map_err(Failure::protocol)?;
         self.works(env, weight(&request) + bytes.len() as u64 / 64);
@@ -215,7 +225,13 @@ impl Intake {
             });
             return Ok(Done::NotYet);
         }
-        let decoded = scratch::decode_counted(self.env.as_c_arg(), Some(&worker), worker.limits(), &bytes);
+        self.small(worker, env, action, &bytes)?;
+        Ok(Done::Yes)
+    }
+
+    /// A term that is decoded on a scheduler.
+    fn small(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, action: Action, bytes: &[u8]) -> Result<()> {
+        let decoded = scratch::decode_counted(self.env.as_c_arg(), Some(&worker), worker.limits(), bytes);
         let (term, size) = readable(decoded, bytes.len())?;
         let term = term.and_then(|term| action.content(self.env.as_c_arg(), term));
         self.works(env, size / 256);
@@ -226,7 +242,7 @@ impl Intake {
         };
         self.env.clear();
         self.done(worker, env, action, size, reply);
-        Ok(Done::Yes)
+        Ok(())
     }
 
     /// Answers, and counts what was sent.
@@ -433,12 +449,13 @@ fn readable(
 
 /// What serving it takes, in quarters of a microsecond, beside its bytes.
 fn weight(request: &Request) -> u64 {
-    4 + match request {
-        Request::References { count, .. } => 2 * u64::from(*count),
-        Request::Keep { names } | Request::Drop { names, .. } => names.len() as u64 / 4,
-        Request::Monitor { .. } | Request::Demonitor { .. } => 4,
-        _ => 0,
-    }
+    LEAST
+        + match request {
+            Request::References { count, .. } => 2 * u64::from(*count),
+            Request::Keep { names } | Request::Drop { names, .. } => names.len() as u64 / 4,
+            Request::Monitor { .. } | Request::Demonitor { .. } => 4,
+            _ => 0,
+        }
 }
 
 /// Sends the term, which is of its own environment; that is to be cleared. The term is made in any case, and then not sent: its objects

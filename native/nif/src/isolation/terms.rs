@@ -7,6 +7,7 @@ use super::failure::{Unmakeable, Unreadable};
 use super::handle::{Handle, Ref};
 use super::monitors::Watcher;
 use super::names::{Holder, Names};
+use super::recent_atoms;
 use super::remote::Remote;
 use super::worker::Worker;
 use parking_lot::Mutex;
@@ -526,7 +527,7 @@ impl Builder for VmBuilder<'_> {
     #[inline]
     fn atom(&mut self, text: &str) -> Result<ErlNifTerm, Unmakeable> {
         if text.is_ascii() {
-            self.narrow_atom(text.as_bytes())
+            recent_atoms::atom(text.as_bytes(), || self.narrow_atom(text.as_bytes()))
         } else {
             self.wide_atom(text)
         }

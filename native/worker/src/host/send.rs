@@ -10,7 +10,7 @@ use super::missing;
 use super::service;
 use super::term::Term;
 use super::wire::Answers;
-use snakepit_wire::service::{Named, Reply, Request};
+use snakepit_wire::service::{MESSAGE_HEAD, Named, Reply, Request, message_to};
 use snakepit_wire::{EncodeError, EncoderOf, Name, VecSink};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -26,6 +26,7 @@ const TRUST: Duration = Duration::from_millis(10);
 struct Sender {
     encoder: EncoderOf<Answers>,
     answers: Answers,
+    /// Room for the head of a message, and the term.
     bytes: Vec<u8>,
     stream: u32,
 }
@@ -59,6 +60,7 @@ impl Sender {
     }
 
     fn encode(&mut self, term: Term) -> bool {
+        self.bytes.resize(MESSAGE_HEAD, 0);
         let mut sink = VecSink::new(&mut self.bytes, usize::MAX);
         let encoded = self
             .encoder
@@ -75,21 +77,63 @@ impl Sender {
         encoded.is_ok()
     }
 
+    /// The message as a record, if it is one piece.
+    fn record(&mut self, to: Name) -> Option<&[u8]> {
+        let (head, term) = self.bytes.split_first_chunk_mut()?;
+        if term.len() > service::piece() {
+            return None;
+        }
+        *head = message_to(to);
+        Some(&self.bytes)
+    }
+
     /// All but the last piece, which is left for the request itself.
-    fn parts(&mut self) -> Option<Vec<u8>> {
+    fn parts(&self) -> Option<Vec<u8>> {
         let piece = service::piece();
+        let term = self.bytes.get(MESSAGE_HEAD..)?;
         if piece == 0 {
             return None;
         }
-        let whole = self.bytes.len().saturating_sub(1) / piece * piece;
-        for bytes in self.bytes[..whole].chunks(piece) {
+        let whole = term.len().saturating_sub(1) / piece * piece;
+        for bytes in term[..whole].chunks(piece) {
             let bytes = bytes.to_vec();
             let stream = self.stream;
             if !service::tell(&Request::Part { stream, bytes }) {
                 return None;
             }
         }
-        Some(self.bytes[whole..].to_vec())
+        Some(term[whole..].to_vec())
+    }
+}
+
+impl Sender {
+    /// What was encoded.
+    fn send(&mut self, way: Way, to: Name, asked: bool) -> Option<Reply> {
+        if let (Way::Message, false) = (way, asked)
+            && let Some(record) = self.record(to)
+        {
+            return service::tell_message(record).then_some(Reply::Yes);
+        }
+        let (to, stream, term) = (Named(to), self.stream, self.parts()?);
+        let request = |request| match way {
+            Way::Message => Request::Send {
+                request,
+                to,
+                stream,
+                term,
+            },
+            Way::PortCommand => Request::Command {
+                request,
+                to,
+                stream,
+                term,
+            },
+        };
+        if asked {
+            service::ask(request)
+        } else {
+            service::tell(&request(0)).then_some(Reply::Yes)
+        }
     }
 }
 
@@ -106,31 +150,11 @@ pub enum Way {
 /// all others.
 fn transmit(way: Way, to: Name, term: Term, asked: bool) -> Option<Reply> {
     let mut sender = Sender::take();
-    let mut reply = None;
-    if sender.encode(term)
-        && let Some(term) = sender.parts()
-    {
-        let (to, stream) = (Named(to), sender.stream);
-        let request = |request| match way {
-            Way::Message => Request::Send {
-                request,
-                to,
-                stream,
-                term,
-            },
-            Way::PortCommand => Request::Command {
-                request,
-                to,
-                stream,
-                term,
-            },
-        };
-        reply = if asked {
-            service::ask(request)
-        } else {
-            service::tell(&request(0)).then_some(Reply::Yes)
-        };
-    }
+    let reply = if sender.encode(term) {
+        sender.send(way, to, asked)
+    } else {
+        None
+    };
     let mut answers = std::mem::take(&mut sender.answers);
     sender.give_back();
     match reply {

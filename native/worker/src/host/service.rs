@@ -4,7 +4,7 @@
 //! Without a transport (a test of the host alone) nothing is answered, and every question fails.
 
 use snakepit_wire::control::encode;
-use snakepit_wire::service::{Reply, Request};
+use snakepit_wire::service::{KIND, MESSAGE, Reply, Request};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +15,9 @@ pub trait Transport: Sync {
     /// The longest record that it takes.
     fn longest(&self) -> usize;
 
-    /// Puts a record behind those that are there, and waits for room as long as the VM takes records. False when it takes
-    /// no more.
-    fn put(&self, record: &[u8]) -> bool;
+    /// Puts a record (of the kind `service::KIND` or `service::MESSAGE`) behind those that are there, and waits for room as long
+    /// as the VM takes records. False when it takes no more.
+    fn put(&self, kind: u32, record: &[u8]) -> bool;
 }
 
 static TRANSPORT: OnceLock<&'static dyn Transport> = OnceLock::new();
@@ -147,7 +147,12 @@ pub fn tell(request: &Request) -> bool {
         return false;
     };
     // A request that breaks a bound is not one that the VM could answer.
-    encode(request).is_ok_and(|record| record.len() <= transport.longest() && transport.put(&record))
+    encode(request).is_ok_and(|record| record.len() <= transport.longest() && transport.put(KIND, &record))
+}
+
+/// Sends a message that is not to be answered: `record` is its head and its term, of one [`piece`] at most.
+pub fn tell_message(record: &[u8]) -> bool {
+    TRANSPORT.get().is_some_and(|transport| transport.put(MESSAGE, record))
 }
 
 /// As much of a term as goes into one request, with what stands around it.

@@ -7,7 +7,7 @@ use snakepit_shm_core::ring::status;
 use snakepit_shm_core::ring::vm::{Call, Poll};
 use snakepit_wire::control::{self, ToWorker};
 use snakepit_wire::reference::{Heap, Value};
-use snakepit_wire::service::{KIND, Keyed, Named, Reply, Request};
+use snakepit_wire::service::{self, KIND, Keyed, MESSAGE, Named, Reply, Request};
 use snakepit_wire::{Decoder, Encoder, Limits, Name, NameKind, SliceSource, VecSink};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -139,12 +139,18 @@ impl Vm {
     }
 
     /// Takes a record; the answer, if one is asked for.
-    pub fn take(&mut self, record: &[u8]) -> Option<(u32, Reply)> {
+    pub fn take(&mut self, kind: u32, record: &[u8]) -> Option<(u32, Reply)> {
         self.records += 1;
+        if kind == MESSAGE {
+            let (to, term) = service::message(record).unwrap();
+            self.messages.push((to, decoded(term), false));
+            return None;
+        }
+        assert_eq!(kind, KIND);
         let request: Request = control::decode(record).unwrap();
         let (number, reply) = match &request {
             Request::Part { stream, bytes } => {
-                assert!(bytes.len() <= snakepit_wire::service::PIECE);
+                assert!(bytes.len() <= service::PIECE);
                 self.parts.entry(*stream).or_default().extend_from_slice(bytes);
                 return None;
             }
@@ -241,8 +247,7 @@ impl Worker {
         let control = self.control.as_ref().unwrap();
         self.ring
             .events(64, |kind, record| {
-                assert_eq!(kind, KIND);
-                if let Some((request, reply)) = vm.take(record) {
+                if let Some((request, reply)) = vm.take(kind, record) {
                     control.say(&ToWorker::Answer { request, reply });
                 }
             })
