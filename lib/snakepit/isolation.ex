@@ -126,7 +126,8 @@ defmodule Snakepit.Isolation do
     * `:max_atoms` - atoms that the library may add to the VM, in the VM's lifetime, default 10,000
     * `:max_mailbox`, `:max_mailbox_bytes` - messages in a mailbox, and bytes of them that come from this worker, past which a library that sends
       to it has to wait (in `enif_send`); default 100,000 and 256 MiB, or `:infinity`. Bytes are those that terms take in the VM, roughly; copies of funs
-      are taken for larger than they are. A caller that waits for this library may have four times as much; a worker that sends more is replaced
+      are taken for larger than they are. A caller that waits for this library may have four times as much; a worker that sends more is replaced. For a port the bytes
+      count that it has not got rid of
     * `:whereis` - registered names that the library may look up (`enif_whereis_pid`, `enif_whereis_port`), default `[]`, or `:all`. What it finds it can
       send to
     * `:port_command` - `true` lets the library send to ports that it is given, default `false`

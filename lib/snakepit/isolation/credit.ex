@@ -9,6 +9,8 @@ defmodule Snakepit.Isolation.Credit do
   # the VM to come to an end: its mailbox holds nobody up. It may have `@waiting_times` as much waiting; at more than that the answer
   # is `{Credit, pid, {:flooded, text}}`, the last one: waiting would be for ever.
   #
+  # A port is looked at for the bytes that it has not got rid of.
+  #
   # Of the messages that wait nobody knows the bytes, but the library's own are known, and the last ones sent are the ones
   # that wait: no more than the sum of as many of them as wait.
 
@@ -18,7 +20,7 @@ defmodule Snakepit.Isolation.Credit do
 
   alias Snakepit.Native
 
-  @type sent :: {pid(), messages :: pos_integer(), bytes :: non_neg_integer()}
+  @type sent :: {pid() | port(), messages :: pos_integer(), bytes :: non_neg_integer()}
 
   @doc "For the calling process, with which it ends. Nil when there is no limit."
   @spec start_link(reference(), {pos_integer() | :infinity, pos_integer() | :infinity}) :: pid() | nil
@@ -81,7 +83,8 @@ defmodule Snakepit.Isolation.Credit do
     end
   end
 
-  # `known`: what was sent to each process that may not have taken it yet, the newest first, and how many wait there.
+  # `known`: what was sent to each process or port that may not have taken it yet, the newest first, and how many messages (bytes) wait
+  # there.
   defp add({pid, messages, bytes}, known) do
     Map.update(known, pid, {0, [{messages, bytes}]}, fn {waiting, sent} -> {waiting, [{messages, bytes} | sent]} end)
   end
@@ -91,7 +94,7 @@ defmodule Snakepit.Isolation.Credit do
         waiting = waiting(pid),
         waiting > 0,
         into: %{},
-        do: {pid, {waiting, newest(sent, waiting)}}
+        do: {pid, {waiting, if(is_pid(pid), do: newest(sent, waiting), else: [])}}
   end
 
   # As many of the newest as cover so many messages.
@@ -103,19 +106,29 @@ defmodule Snakepit.Isolation.Credit do
   defp verdict(known, {native, limits}) do
     Enum.reduce_while(known, :clear, fn {pid, {waiting, sent}}, verdict ->
       cond do
-        not over?(waiting, sent, limits, 1) -> {:cont, verdict}
+        not over?(pid, waiting, sent, limits, 1) -> {:cont, verdict}
         not Native.worker_awaited(native, pid) -> {:cont, {:full, pid}}
-        not over?(waiting, sent, limits, @waiting_times) -> {:cont, verdict}
+        not over?(pid, waiting, sent, limits, @waiting_times) -> {:cont, verdict}
         true -> {:halt, {:flooded, "it sends without end to a process that waits for its answer: #{waiting} messages"}}
       end
     end)
   end
 
-  defp over?(waiting, sent, {messages, bytes}, times),
+  defp over?(receiver, waiting, _sent, {_messages, bytes}, times) when is_port(receiver),
+    do: over?(waiting, bytes, times)
+
+  defp over?(_receiver, waiting, sent, {messages, bytes}, times),
     do: over?(waiting, messages, times) or over?(Enum.sum(for {_, bytes} <- sent, do: bytes), bytes, times)
 
   defp over?(_amount, :infinity, _times), do: false
   defp over?(amount, limit, times), do: amount > limit * times
+
+  defp waiting(port) when is_port(port) do
+    case :erlang.port_info(port, :queue_size) do
+      {:queue_size, bytes} -> bytes
+      :undefined -> 0
+    end
+  end
 
   defp waiting(pid) do
     case Process.info(pid, :message_queue_len) do

@@ -798,11 +798,14 @@ defmodule Snakepit.Isolation.Worker do
 
   defp full(state, receiver) do
     Logger.warning(
-      "#{state.label}: #{inspect(receiver)} has more messages waiting than max_mailbox: allows; the library waits"
+      "#{state.label}: #{inspect(receiver)} has more waiting than #{limit(receiver)} allows; the library waits"
     )
 
     %{state | full: true}
   end
+
+  defp limit(receiver) when is_port(receiver), do: "max_mailbox_bytes:"
+  defp limit(_receiver), do: "max_mailbox: or max_mailbox_bytes:"
 
   defp about(%{shared: %{id: id, options: options}}), do: %{id: id, telemetry: Telemetry.available?(options.telemetry)}
 

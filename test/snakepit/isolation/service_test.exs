@@ -169,7 +169,7 @@ defmodule Snakepit.Isolation.ServiceTest do
           stands_still(library)
         end)
 
-      assert [_, _] = String.split(log, "#{inspect(sleeper)} has more messages waiting")
+      assert [_, _] = String.split(log, "#{inspect(sleeper)} has more waiting")
       most = waiting(sleeper)
       # What is counted before somebody looks, and what is on its way.
       assert most < 5_000 + 12_000
@@ -213,6 +213,35 @@ defmodule Snakepit.Isolation.ServiceTest do
       assert waiting(sleeper) < 100
       send(sleeper, :empty)
       assert Task.await(sending, @deadline) == 500
+    end
+
+    test "of a port, in bytes that it does not get rid of" do
+      library = load!(:services, port_command: true, max_mailbox_bytes: 4_000_000)
+      port = Port.open({:spawn_executable, "/bin/sleep"}, [:binary, args: ["1000"]])
+      {:os_pid, os_pid} = Port.info(port, :os_pid)
+      on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+      Process.unlink(port)
+      data = [:binary.copy("x", 300_000), List.duplicate(?y, 100_000)]
+      sending = Task.async(fn -> for _ <- 1..100, do: call!(library, :command, [port, data]) end)
+
+      queued = fn ->
+        {:queue_size, bytes} = :erlang.port_info(port, :queue_size)
+        bytes
+      end
+
+      log =
+        capture_log(fn ->
+          eventually(fn -> queued.() > 4_000_000 end, @deadline)
+          refute Task.yield(sending, 300)
+          # And what goes before somebody looks.
+          assert queued.() < 4_000_000 + 2_000_000
+          signal(os_pid)
+          # The others find it closed.
+          answers = Task.await(sending, @deadline)
+          assert Enum.count(answers, & &1) < 20
+        end)
+
+      assert log =~ "#{inspect(port)} has more waiting than max_mailbox_bytes: allows"
     end
 
     test "of the caller does not hold up its own call" do
@@ -264,6 +293,18 @@ defmodule Snakepit.Isolation.ServiceTest do
 
     assert call!(library, :echo, [1]) == 1
     assert Process.alive?(sleeper)
+  end
+
+  test "the names of the dead make room before one of the living does" do
+    library = load!(:services, max_names: 4_096)
+    living = for _ <- 1..1_500, do: sleeper()
+    assert call!(library, :keep, [living]) == :ok
+    # The caller and the test's own processes have places too: the table is full, and the living came first.
+    dead = for _ <- 1..2_590, do: spawn_monitor(fn -> :ok end)
+    for {_, monitor} <- dead, do: assert_receive({:DOWN, ^monitor, _, _, _}, @deadline)
+    assert length(call!(library, :echo, [for({pid, _} <- dead, do: pid)])) == 2_590
+    for _ <- 1..2_000, do: assert(Task.await(Task.async(fn -> call!(library, :echo, [self()]) end)) |> is_pid())
+    assert call!(library, :kept, []) == living
   end
 
   describe "references" do
@@ -373,6 +414,21 @@ defmodule Snakepit.Isolation.ServiceTest do
       assert call!(library, :alive, [pid]) == false
       assert call!(library, :alive, [port]) == false
     end
+  end
+
+  test "ports get iodata and nothing else, of which nothing is logged" do
+    library = load!(:services, port_command: true)
+    port = port()
+
+    log =
+      capture_log(fn ->
+        for term <- [:atom, [1, 256], ["x" | 1], {:large, List.duplicate(1, 100_000)}],
+            do: assert(call!(library, :command, [port, term]) == false)
+      end)
+
+    assert log == ""
+    assert call!(library, :command, [port, ["a", [?b | "c"]]]) == true
+    assert_receive {^port, {:data, "abc"}}, @deadline
   end
 
   describe "without a grant" do

@@ -177,7 +177,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
         {"a kind of name that there is not", 1, {:Send, [0, {9, 0, 1}, 1, {:bin, <<97, 1>>}]}},
         {"a message to a port", 1, {:Send, [0, {1, 0, 1}, 1, {:bin, <<97, 1>>}]}},
         {"a command to a process", 1, {:Command, [0, {0, 0, 1}, 1, {:bin, <<106>>}]}},
-        {"a monitor of a reference", 1, {:Monitor, [0, 1, {2, 0, 1}]}},
+        {"a monitor of a reference", 1, {:Monitor, [0, 1, 7, {2, 0, 1}]}},
         {"the life of a fun", 1, {:IsAlive, [0, {3, 0, 1}]}},
         {"the format of a fun", 1, {:Key, [0, {3, 0, 1}]}},
         {"more references than at once", 1, {:References, [0, 257]}},
@@ -203,7 +203,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
   end
 
   test "a second monitor of the same number is a fault", %{pool: pool, worker: worker} do
-    assert {:ok, 2} = queue(pool, request(:Monitor, [0, 77, @me]), 2)
+    assert {:ok, 2} = queue(pool, request(:Monitor, [0, 77, 7, @me]), 2)
     assert {:error, {:protocol, %{message: "two monitors" <> _}}} = serve(worker)
   end
 
@@ -370,14 +370,14 @@ defmodule Snakepit.Native.IsolationServiceTest do
   end
 
   test "monitors end when the library says so, or with the worker", %{pool: pool, worker: worker, warden: warden} do
-    assert {:ok, 1} = queue(pool, request(:Monitor, [0, 1, @me]))
+    assert {:ok, 1} = queue(pool, request(:Monitor, [0, 1, 7, @me]))
 
     others =
       for n <- 1..20 do
         pid = spawn(fn -> Process.sleep(:infinity) end)
         # It is given the name.
         assert {:ok, ^pid} = call(pool, :echo, [pid])
-        assert {:ok, 1} = queue(pool, request(:Monitor, [0, 100 + n, {0, n, 1}]))
+        assert {:ok, 1} = queue(pool, request(:Monitor, [0, 100 + n, n, {0, n, 1}]))
         pid
       end
 

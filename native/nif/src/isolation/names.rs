@@ -21,8 +21,9 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Places that are looked at in one go.
+/// Places that are looked at in one go, and how often that is done for one name.
 const PORTION: usize = 1_024;
+const PORTIONS: usize = 16;
 
 #[derive(Debug)]
 enum Contents {
@@ -88,6 +89,8 @@ pub struct Names {
     locals: VecDeque<u32>,
     /// Places that were looked at for want of a free one.
     looked: u64,
+    /// How many names may still be replaced before the dead are looked for everywhere again.
+    vain: usize,
     /// Local names that were replaced so far. Shared with those who remember names: when it has moved, what they remember is
     /// worth nothing.
     replaced: Arc<AtomicU64>,
@@ -105,6 +108,7 @@ impl Names {
             in_flight: Vec::new(),
             locals: VecDeque::new(),
             looked: 0,
+            vain: 0,
             replaced: Arc::default(),
         }
     }
@@ -365,17 +369,27 @@ impl Names {
         if length < self.limit {
             return u32::try_from(length).map_err(|_| Unreadable::Odd);
         }
-        self.purge(env);
-        if let Some(index) = self.free.pop() {
-            return Ok(index);
+        // A living one is replaced only when the dead were looked for among all of them, or as many as one goes through at once.
+        // Where all were alive a moment ago that is not done again for each name.
+        let portions = if self.vain > 0 {
+            1
+        } else {
+            self.locals.len().div_ceil(PORTION).clamp(1, PORTIONS)
+        };
+        for _ in 0..portions {
+            self.purge(env);
+            if let Some(index) = self.free.pop() {
+                self.vain = 0;
+                return Ok(index);
+            }
         }
+        self.vain = if self.vain > 0 { self.vain - 1 } else { PORTION };
         self.replace().ok_or(Unreadable::Names {
             limit: self.limit as u64,
         })
     }
 
-    /// Drops the names of local processes that have ended. Looks at no more than `PORTION` places a time, and at others the next
-    /// time: it runs on a scheduler.
+    /// Drops the names of local processes that have ended. Looks at no more than `PORTION` places, and at others the next time.
     fn purge(&mut self, env: *mut ErlNifEnv) {
         for _ in 0..self.locals.len().min(PORTION) {
             let Some(index) = self.locals.pop_front() else { break };

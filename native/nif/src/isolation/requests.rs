@@ -12,8 +12,9 @@ use super::worker::Worker;
 use rustler::Env;
 use rustler::sys::{
     ErlNifEnv, ErlNifPid, ErlNifPort, ErlNifTerm, enif_get_int64, enif_get_local_pid, enif_get_local_port,
-    enif_get_tuple, enif_is_port_alive, enif_is_process_alive, enif_make_int64, enif_make_ref,
-    enif_make_unique_integer, enif_now_time, enif_port_command, enif_send, enif_whereis_pid, enif_whereis_port,
+    enif_get_tuple, enif_inspect_iolist_as_binary, enif_is_binary, enif_is_port_alive, enif_is_process_alive,
+    enif_make_binary, enif_make_int64, enif_make_ref, enif_make_unique_integer, enif_now_time, enif_port_command,
+    enif_send, enif_whereis_pid, enif_whereis_port,
 };
 use snakepit_shm_core::ring::vm::Done;
 use snakepit_wire::control::{self, PACKET};
@@ -232,6 +233,7 @@ impl Intake {
     fn small(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, action: Action, bytes: &[u8]) -> Result<()> {
         let decoded = scratch::decode_counted(self.env.as_c_arg(), Some(&worker), worker.limits(), bytes);
         let (term, size) = readable(decoded, bytes.len())?;
+        let term = term.and_then(|term| action.content(self.env.as_c_arg(), term));
         self.works(env, size / 256);
         let reply = if self.has_sent_enough() {
             Reply::Refused
@@ -246,7 +248,7 @@ impl Intake {
     /// Answers, and counts what was sent.
     pub fn done(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, action: Action, bytes: u64, reply: Reply) {
         match action.target {
-            Target::Local(word) if reply == Reply::Yes && action.kind == NameKind::Pid => self.sends(word, bytes),
+            Target::Local(word) if reply == Reply::Yes => self.sends(word, bytes),
             _ if reply == Reply::Refused
                 && action.kind == NameKind::Port
                 && !worker.services().grants.port_command =>
@@ -381,6 +383,24 @@ impl Action {
             target: target(worker, to.0, kind)?,
         })
     }
+
+    /// What is sent of a term: itself, and to a port its bytes, in one piece. `None`: that is no iodata, which the VM would log.
+    fn content(&self, env: *mut ErlNifEnv, term: ErlNifTerm) -> Option<ErlNifTerm> {
+        if self.kind != NameKind::Port {
+            return Some(term);
+        }
+        let mut bytes = MaybeUninit::uninit();
+        // SAFETY: the term is of the environment; the bytes are filled in when the answer is not 0, and are the environment's.
+        unsafe {
+            if enif_inspect_iolist_as_binary(env, term, bytes.as_mut_ptr()) == 0 {
+                None
+            } else if enif_is_binary(env, term) != 0 {
+                Some(term)
+            } else {
+                Some(enif_make_binary(env, bytes.as_mut_ptr()))
+            }
+        }
+    }
 }
 
 /// A lie, unless the name is merely one that is no more.
@@ -401,12 +421,13 @@ fn target(worker: &Worker, name: Name, kind: NameKind) -> Result<Target> {
 }
 
 /// Decodes a large term.
-pub fn decode(worker: &Worker, bytes: &[u8]) -> Result<Decoded> {
+pub fn decode(worker: &Worker, action: Action, bytes: &[u8]) -> Result<Decoded> {
     // Whatever happens in there, the queue does not wait for it for ever.
     let decoded = catch_unwind(AssertUnwindSafe(|| {
         let env = OwnEnv::new();
         let decoded = scratch::decode_counted(env.as_c_arg(), Some(worker), worker.limits(), bytes);
         let (term, bytes) = readable(decoded, bytes.len())?;
+        let term = term.and_then(|term| action.content(env.as_c_arg(), term));
         Ok(Decoded { env, term, bytes })
     }));
     decoded.unwrap_or_else(|_| Err(Failure::protocol("a term cannot be decoded")))

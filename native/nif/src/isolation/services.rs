@@ -10,8 +10,8 @@ use super::flight;
 use super::handle::Ref;
 use super::monitors::Monitors;
 use super::replies::Replies;
-use super::requests::{self, Decoded, Job, Large, Parts, deliver};
-use super::saved::OwnEnv;
+use super::requests::{self, Action, Decoded, Job, Large, Parts, deliver};
+use super::saved::{OwnEnv, pid_word, self_pid};
 use super::worker::Worker;
 use crate::atoms;
 use parking_lot::Mutex;
@@ -109,6 +109,8 @@ pub(super) struct Intake {
     pub(super) pressed: bool,
     /// What was refused for want of a grant, and whether that was told.
     denied: [Option<bool>; Function::ALL.len()],
+    /// What was told last, and to whom.
+    told: Option<(Option<ErlNifTerm>, News)>,
     /// Whoever hears the bell was told to look.
     nudged: bool,
     /// Found on a dirty scheduler.
@@ -157,7 +159,7 @@ pub enum Taken {
 }
 
 /// What the process that hears the bell has to know.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct News {
     /// What was sent to whom since the last time: word of the pid, messages, bytes.
     pub sent: Vec<(ErlNifTerm, u64, u64)>,
@@ -176,6 +178,7 @@ impl Services {
                 sent_to_all: Amount::NOTHING,
                 pressed: false,
                 denied: [None; Function::ALL.len()],
+                told: None,
                 nudged: false,
                 lie: None,
                 work: 0,
@@ -269,7 +272,8 @@ impl Services {
         if intake.pressed && taken == Taken::All {
             taken = Taken::More;
         }
-        Ok((taken, intake.news()))
+        let listener = self_pid(env).map(pid_word);
+        Ok((taken, intake.news_for(listener)))
     }
 
     /// Takes what a dead worker has left in its queue, or some of it: no more than is there at first, in case it is not dead
@@ -291,10 +295,10 @@ impl Services {
         if services.is_over() {
             return;
         }
-        let Some(bytes) = services.intake.lock().begin() else {
+        let Some((action, bytes)) = services.intake.lock().begin() else {
             return;
         };
-        let decoded = requests::decode(&worker, &bytes);
+        let decoded = requests::decode(&worker, action, &bytes);
         let left = services.intake.lock().put_back(decoded);
         drop(left);
     }
@@ -429,10 +433,10 @@ impl Intake {
     }
 
     /// The bytes of the term at which the queue has stopped, for one who decodes them.
-    fn begin(&mut self) -> Option<Vec<u8>> {
+    fn begin(&mut self) -> Option<(Action, Vec<u8>)> {
         let job = self.job.as_mut()?;
         match std::mem::replace(&mut job.term, Large::InWork) {
-            Large::Encoded(bytes) => Some(bytes),
+            Large::Encoded(bytes) => Some((job.action, bytes)),
             other => {
                 job.term = other;
                 None
@@ -457,6 +461,19 @@ impl Intake {
 
     pub(super) fn deny(&mut self, function: Function) {
         self.denied[function as usize].get_or_insert(false);
+    }
+
+    /// The news, with those that were told to another one last, who may have ended before it did anything about them.
+    fn news_for(&mut self, listener: Option<ErlNifTerm>) -> News {
+        let earlier = self.told.take().filter(|(to, _)| *to != listener);
+        let mut news = earlier.map_or_else(News::none, |(_, news)| news);
+        let News { sent, denied } = self.news();
+        news.sent.extend(sent);
+        news.denied.extend(denied);
+        if !news.sent.is_empty() || !news.denied.is_empty() {
+            self.told = Some((listener, news.clone()));
+        }
+        news
     }
 
     fn news(&mut self) -> News {
