@@ -397,9 +397,10 @@ defmodule Snakepit.Isolation.Worker do
   end
 
   defp serve(%{row: %{state: :loading}, shared: shared} = state) do
-    # Its libraries were unloaded while they were loaded: it is about to be ended.
-    with [number | _] <- state.loading.loaded,
-         %{native: pool} <- Library.entry(shared.table, number),
+    # One that is still wanted. None: all were unloaded while they were loaded, and it is about to be ended.
+    entry = Enum.find_value(state.loading.loaded, &Library.entry(shared.table, &1))
+
+    with %{native: pool} <- entry,
          :ok <- Native.pool_put(pool, state.position - 1, state.native) do
       Process.send_after(self(), {:tick, state.token}, @tick)
       duration = now() - state.row.since

@@ -247,6 +247,28 @@ defmodule Snakepit.Isolation.WithTest do
     assert {:ok, 3} = Isolation.call(c, :add, [1, 2])
   end
 
+  test "one is unloaded while a worker that is started again loads it" do
+    a = load!(:tenant_a, max_restarts: :infinity)
+    b = beside!(a, :adder)
+
+    for _ <- 1..20 do
+      c = beside!(b, :tenant_b)
+      old = os_pid(b)
+      signal(old)
+      assert :ok = Isolation.unload(c)
+      successor(b, old)
+      assert {:ok, 3} = Isolation.call(b, :add, [1, 2])
+    end
+
+    # Also the first of them.
+    old = os_pid(b)
+    signal(old)
+    assert :ok = Isolation.unload(a)
+    successor(b, old)
+    assert {:ok, 3} = Isolation.call(b, :add, [1, 2])
+    assert Isolation.list() == [b]
+  end
+
   test "a library in a supervision tree has room for others, and stays until its supervisor ends it" do
     start_supervised!({Isolation, path: NativeFixture.path(:tenant_a), name: :tree, sandbox: :none})
     b = beside!(:tree, :tenant_b)
