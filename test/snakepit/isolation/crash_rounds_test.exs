@@ -11,8 +11,8 @@ defmodule Snakepit.Isolation.CrashRoundsTest do
   @workers 16
   @callers 6
   @bystanders 3
-  # What the allocators of a VM hold more or less from one time to the next.
-  @noise 4 * 1_048_576
+  # What the allocators of a VM hold more or less from one time to the next. (A ring for each crash would be many times as much.)
+  @noise 16 * 1_048_576
 
   setup do
     level = Logger.level()

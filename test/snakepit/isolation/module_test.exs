@@ -96,6 +96,18 @@ defmodule Snakepit.Isolation.ModuleTest do
     assert %{module: ^module, state: :ready} = info!(module)
   end
 
+  test "in the processes of another library" do
+    other = load!(:adder, name: :other)
+    module = OwnFixture.module(with: :other, load_info: :beside)
+    assert {module.add(1, 2), module.load_info()} == {3, :beside}
+    assert module.os_pid() == os_pid(other)
+    OwnFixture.reload()
+    assert module.add(1, 2) == 3
+    assert module.os_pid() == os_pid(other)
+    assert {:ok, 3} = Isolation.call(other, :add, [1, 2])
+    assert :ok = Isolation.unload(other)
+  end
+
   # ── Crashes, ends ─────────────────────────────────────────────────────────────────────────────────────────────
 
   test "a crash is an exception of the caller alone, and the next call works" do
