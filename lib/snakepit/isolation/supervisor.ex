@@ -9,7 +9,7 @@ defmodule Snakepit.Isolation.Supervisor do
   alias Snakepit.Isolation.{Directory, DropIn, Warden}
 
   @libraries Snakepit.Isolation.Libraries
-  @names [Warden, @libraries]
+  @names [Warden, DropIn.Sweeper, @libraries]
 
   # Longer than a library takes to end.
   @patience 15_000
