@@ -16,14 +16,18 @@ defmodule Conformance.Suite do
     tests = Path.join(directory, "suite/erts/emulator/test")
     data = Path.join(directory, "data")
 
-    unless File.exists?(Path.join(directory, "made")) do
+    # Made anew when this file has changed, by which it is made.
+    made = Path.join(directory, "made")
+    version = __ENV__.file |> File.read!() |> :erlang.md5() |> Base.encode16()
+
+    unless File.read(made) == {:ok, version} do
       for part <- [data, Path.join(directory, "vm"), Path.join(directory, "isolated")], do: File.rm_rf!(part)
       File.cp_r!(Path.join(tests, "nif_SUITE_data"), data)
       headers(directory)
       for name <- @plain, do: library(data, name)
       for name <- @of_drivers, do: translate(tests, data, name) && library(data, name)
       compile(directory, Path.join(tests, "nif_SUITE.erl"))
-      File.write!(Path.join(directory, "made"), "")
+      File.write!(made, version)
     end
 
     :ok
