@@ -33,21 +33,26 @@ defmodule Snakepit.Isolation do
 
   `isolate/2` does the same for a module that somebody else wrote, without a change in what calls it; `Snakepit.Isolation.Module` for one
   of one's own. The configuration does it for several when
-  the application starts, in the order of the list:
+  the application starts, in the order that the list has then:
 
       config :snakepit_shm, isolate: [jiffy: [workers: 2, sandbox: :none], "Elixir.MyApp.Native": [sandbox: :none]]
 
   The options are those of `isolate/2`; `false` in their place leaves a module in the VM, which is how one environment says it where the list is that of
-  another (configurations are merged). Under `mix test --cover` that is what the project's own modules need: their code is not that of their files.
+  another. Configurations are merged as keyword lists, which moves a module that a later file names again behind the others: where the order matters (`with:`), one
+  file should have the whole of it. Under `mix test --cover` that is what the project's own modules need: their code is not that of their files.
 
   **It fails closed.** A bad list, or a module that cannot be isolated, stops the start of `:snakepit_shm`, with the module, the reason and what to do in the
   error; a release then ends. Modules that were isolated until then stay so, and their functions raise. To go on without, use `isolate/2` and decide
-  yourself. When the application is stopped, the functions raise `:not_loaded`, until it is started again.
+  yourself. When the application is stopped, the functions raise `:not_loaded`, until it is started again. While it runs, these modules come back by themselves should our own
+  processes be killed; one that cannot be isolated then does not stop anything: its functions raise, the log says why, and it is tried again after 1, 2, 4 ... 30 seconds.
+
+  **A library that keeps crashing** is given up after more than 20 crashes in 10 seconds, as any other (`max_restarts:`, `max_seconds:`), and stays so: its functions raise until
+  somebody isolates the module again. `max_restarts: :infinity` never gives up.
 
   **Before the start** a module is what it is. Applications that depend on `:snakepit_shm` are started after it. Others that call the module may come
   before: list `:snakepit_shm` first in `extra_applications`, for a release `applications: [snakepit_shm: :permanent]`. What was loaded earlier is isolated
-  nevertheless and the library leaves the VM, as soon as the VM has collected its objects; the log says so (Mix, when it compiles, looks
-  into modules too). If processes still run in the module's code, the start is stopped (`:in_use`).
+  nevertheless and the library leaves the VM, as soon as the VM has collected its objects. The log says so: as a warning, since the library has run in the VM; under Mix, but
+  for `MIX_ENV=prod`, only as information, because Mix loads modules when it compiles what calls them, and that line comes after each compilation. If processes still run in the module's code, the start is stopped (`:in_use`).
 
   **Releases** load all modules, and with them all libraries, before any application is started, and have no `debug_info`. They need a step of
   `mix release`: `Snakepit.Isolation.Release`.
@@ -344,14 +349,14 @@ defmodule Snakepit.Isolation do
   crash or deadline is a `Snakepit.Isolation.Error`, raised in the caller alone.
 
   `options` are those of `load/2`, with these differences: `timeout:` is `:infinity` unless it is given, because a NIF has no
-  deadline; the library has the name of the module, which the other functions take; there is no `load_info:`.
+  deadline; the library has the name of the module, which the other functions take, unless `name:` is given; there is no `load_info:`.
 
   Nothing is changed when there is an error, but in one case: a module whose on_load goes on without its library, while others still run in its
   original code, stays without it (`details.not_undone` says who is in the way, `restore/1` ends it). The error's `reason` is
 
     * `:unsupported_module` - without a beam file or `debug_info`; of the runtime system, in a sticky directory, compiled for coverage; without a
       call of `erlang:load_nif/2`
-    * `:already_isolated` - and its file is still the same, or the options are others
+    * `:already_isolated` - its library runs (one that was unloaded or given up is replaced), and its file is still the same, or the options are others
     * `:in_use` - processes still run in a version of the module that was replaced earlier: `details.pids`
     * `:not_loaded` - the library, or the module's `on_load`, failed
     * `:invalid_option`
@@ -545,7 +550,9 @@ defmodule Snakepit.Isolation do
 
   # Only a module that has its library itself can have it in the VM.
   defp without_library(%{original: nil}), do: %{because: :in_vm}
-  defp without_library(_rewritten), do: %{because: :no_library}
+
+  defp without_library(%{module: module, slot: slot}),
+    do: if(DropIn.loaded_in(slot), do: %{because: :unloaded, module: module}, else: %{because: :no_library})
 
   # ── Looking ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -89,6 +89,10 @@ defmodule Snakepit.Isolation.Directory do
     ArgumentError -> []
   end
 
+  @doc "The supervisors of all libraries, those included that are about to end."
+  @spec supervisors() :: [pid()]
+  def supervisors, do: __MODULE__ |> :ets.match({:_, :_, :"$1"}) |> List.flatten() |> Enum.uniq()
+
   @doc "The budget of new atoms of the library at that path: one for the VM's lifetime, however often it is loaded again."
   @spec atoms(String.t(), non_neg_integer()) :: reference()
   def atoms(path, limit) do

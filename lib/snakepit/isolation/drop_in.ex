@@ -86,7 +86,7 @@ defmodule Snakepit.Isolation.DropIn do
   # One at a time for each module; whoever is killed meanwhile gives it up.
   defp alone(module, function), do: :global.trans({{__MODULE__, module}, self()}, function, [node()])
 
-  # The version before: one whose file has changed since, whose code was replaced or deleted by somebody else, or whose library has ended.
+  # The version before: one whose file has changed since, whose code was replaced or deleted by somebody else, or whose library is over.
   defp earlier(module, source, options) do
     case fetch(module) do
       nil ->
@@ -98,12 +98,17 @@ defmodule Snakepit.Isolation.DropIn do
   end
 
   defp replaceable?(state, source, options) do
-    DropIn.Code.md5(state.module) != state.md5 or ended?(loaded_in(state.slot)) or
+    DropIn.Code.md5(state.module) != state.md5 or over?(loaded_in(state.slot)) or
       (source.beam != state.original and Enum.sort(options) == Enum.sort(state.options))
   end
 
-  defp ended?(nil), do: false
-  defp ended?(%Library{table: table, number: number}), do: Library.entry(table, number) == nil
+  # It has ended, or its workers were given up.
+  defp over?(nil), do: false
+
+  defp over?(%Library{table: table, number: number}) do
+    rows = Library.rows(table)
+    Library.entry(table, number) == nil or (rows != [] and Enum.all?(rows, &(&1.state == :failed)))
+  end
 
   # ── There ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,7 +120,8 @@ defmodule Snakepit.Isolation.DropIn do
       {:ok, {_, md5}} = :beam_lib.md5(rewritten.beam)
       # Where isolated code was, whatever its version, the original does not come back.
       loaded = DropIn.Code.md5(module)
-      before = if earlier && earlier.md5 == loaded, do: md5, else: loaded
+      current = if earlier && earlier.md5 == loaded, do: %{earlier | old: nil}
+      before = if current, do: md5, else: loaded
       earlier = survivor(earlier, if(mode == :upgrade, do: slot))
 
       state = %{
@@ -141,16 +147,16 @@ defmodule Snakepit.Isolation.DropIn do
       case DropIn.Code.load(module, file, rewritten.beam) do
         :ok ->
           change(module, slot, &%{&1 | loading: false})
-          settle(state, rewritten.on_load, before)
+          settle(state, rewritten.on_load, before, current)
 
         {:error, error} ->
-          withdraw(state, earlier, error)
+          withdraw(state, earlier || current, error)
       end
     end
   end
 
   # What is left of the version before, when there is room for the next one. The code of a release has always the same slot; and
-  # of a library that has ended nothing is left. No slot: it is not to survive.
+  # of a library that is over nothing is left. No slot: it is not to survive.
   defp survivor(nil, _slot), do: nil
 
   defp survivor(%{module: module} = earlier, slot) do
@@ -159,7 +165,7 @@ defmodule Snakepit.Isolation.DropIn do
         do: DropIn.Code.md5(module) == earlier.md5,
         else: :erlang.check_old_code(module)
 
-    if there? and slot not in [nil, earlier.slot] and not ended?(loaded_in(earlier.slot)) do
+    if there? and slot not in [nil, earlier.slot] and not over?(loaded_in(earlier.slot)) do
       DropIn.Loader.alone(module, fn ->
         gone(earlier.old)
         put(%{earlier | old: nil})
@@ -167,13 +173,14 @@ defmodule Snakepit.Isolation.DropIn do
 
       %{earlier | old: nil}
     else
-      forget(earlier)
+      # If its code is the current one until the next is, its gates find a library that has been unloaded.
+      if DropIn.Code.md5(module) == earlier.md5, do: drop(module), else: forget(earlier)
       nil
     end
   end
 
   # Some modules go on without their library when it cannot be loaded; whoever wants it isolated does not.
-  defp settle(%{module: module} = state, on_load?, before) do
+  defp settle(%{module: module, slot: slot} = state, on_load?, before, replaced) do
     Sweeper.watch(module)
 
     case {library(module), fetch(module)} do
@@ -186,7 +193,9 @@ defmodule Snakepit.Isolation.DropIn do
 
       _ ->
         # Whoever runs in the original code goes on in it.
-        if state.old == nil, do: DropIn.Code.purged?(module)
+        if state.old == nil and DropIn.Code.purged?(module) and replaced != nil and replaced.slot != slot,
+          do: :persistent_term.erase(replaced.slot)
+
         :ok
     end
   end

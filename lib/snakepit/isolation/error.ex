@@ -262,7 +262,9 @@ defmodule Snakepit.Isolation.Error do
   defp explain(:unsupported_module, _e, d), do: unsupported(d)
 
   defp explain(:already_isolated, _e, _d),
-    do: {"it is isolated already", "To change its options, restore it first: Snakepit.Isolation.restore/1."}
+    do:
+      {"it is isolated already",
+       "To change its options, unload it first: Snakepit.Isolation.unload/1. (restore/1 puts it back into this VM.)"}
 
   defp explain(:in_use, _e, %{because: :in_vm} = d),
     do:
@@ -285,7 +287,20 @@ defmodule Snakepit.Isolation.Error do
   defp explain(:invalid_option, _e, d),
     do:
       {"#{inspect(d[:key])}: expected #{d[:expected]}, got #{show(d[:got])}",
-       "The documentation of the function lists its options."}
+       if(d[:configured],
+         do: "The documentation of Snakepit.Isolation.load/2 lists the options.",
+         else: "The documentation of the function lists its options."
+       )}
+
+  # How it comes back. A library of a module comes with the module only; whoever is no longer there needs not be unloaded.
+  defp again(%{module: module}) do
+    if function_exported?(module, :__isolation__, 0),
+      do: "Load it again with Snakepit.Isolation.Module.load(#{inspect(module)})",
+      else: "Isolate the module again with Snakepit.Isolation.isolate(#{inspect(module)}, options)"
+  end
+
+  defp again(%{because: :unloaded}), do: "Load it again"
+  defp again(_), do: "Unload it and load it again"
 
   defp pids(d) do
     pids = d[:pids] || []
@@ -450,7 +465,12 @@ defmodule Snakepit.Isolation.Error do
   defp not_loaded(%{because: :misfit} = d),
     do: {d[:message], "The library and the module's code are of different versions, or the path is another library's."}
 
-  defp not_loaded(%{because: :unloaded}), do: {"it has been unloaded", "Load it again."}
+  defp not_loaded(%{because: :unloaded} = d), do: {"it has been unloaded", again(d) <> "."}
+
+  defp not_loaded(%{because: :abandoned}),
+    do:
+      {"our processes that looked after its own were killed, and with them the call was lost",
+       "It is started again if it stands in a supervision tree or in config isolate:; otherwise load it again."}
 
   defp not_loaded(%{because: :name_taken} = d),
     do: {"there is a library of the name #{inspect(d[:name])} already", "Unload it first, or choose another name:."}
@@ -458,12 +478,12 @@ defmodule Snakepit.Isolation.Error do
   defp not_loaded(%{because: :gave_up} = d),
     do:
       {"its workers ended #{d[:restarts]} times within #{d[:seconds]} seconds, the last one #{d[:last]}, and were given up",
-       "Unload it and load it again when the cause is repaired; max_restarts: and max_seconds: set the limit."}
+       "#{again(d)} when the cause is repaired; max_restarts: and max_seconds: set the limit."}
 
   defp not_loaded(%{because: :not_restarted} = d),
     do:
       {"its process #{d[:last]} and is not started again (restart: #{inspect(d[:restart])})",
-       "Unload it and load it again, or load it with restart: :permanent."}
+       "#{again(d)}; with restart: :permanent it would have been started again."}
 
   defp not_loaded(%{because: :load_timeout} = d),
     do:

@@ -143,7 +143,7 @@ defmodule Snakepit.Isolation.Module do
 
   defp load(module, %{slot: slot} = definition) do
     with false <- there?(:persistent_term.get(slot, nil)),
-         {:error, %Error{library: nil} = error} <- load_now(module, definition) do
+         {:error, %Error{} = error} <- load_now(module, definition) do
       {:error, %{error | library: module}}
     else
       true -> :ok

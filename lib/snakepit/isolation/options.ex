@@ -102,7 +102,7 @@ defmodule Snakepit.Isolation.Options do
          :ok <- own_load_info(options),
          {sandbox, given} = Keyword.pop(options, :sandbox, :missing),
          given = Keyword.merge([name: module, timeout: :infinity], given),
-         {:ok, _} <- complete(Map.new(given)),
+         {:ok, _} <- complete(Map.new(given), Map.delete(@defaults, :load_info)),
          :ok <- sandbox(sandbox, inspect(module)),
          do: {:ok, [sandbox: sandbox] ++ given}
   end

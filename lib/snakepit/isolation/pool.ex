@@ -176,7 +176,15 @@ defmodule Snakepit.Isolation.Pool do
     end
   end
 
-  defp look(state), do: state
+  # The house has been built anew, and its directory with it: then all workers were started again, which brings us here.
+  defp look(%{library: library, shared: shared} = state) do
+    if Directory.started?() and Directory.fetch(library.id) == :error do
+      for %{library: %Library{} = library} <- Library.entries(shared.table),
+          do: Directory.put(library, shared.supervisor)
+    end
+
+    state
+  end
 
   defp settle(%{loaders: loaders} = state) when loaders == %{}, do: state
 

@@ -632,18 +632,22 @@ defmodule Snakepit.Isolation.Worker do
   defp not_again(%{shared: %{options: options, id: id}} = state, details) do
     exit_event(state, 0, details)
     about = %{because: :not_restarted, restart: options.restart, last: Error.end_in_words(details)}
-    failed(state, Error.new(:not_loaded, id, nil, about))
+    failed(state, Error.new(:not_loaded, id, nil, of_module(about, options)))
   end
 
   defp give_up(%{shared: %{options: options}} = state, details, count) do
     exit_event(state, 0, details)
     last = Error.end_in_words(details)
     about = %{because: :gave_up, restarts: count, seconds: options.max_seconds, last: last}
-    error = Error.new(:not_loaded, state.shared.id, nil, about)
+    error = Error.new(:not_loaded, state.shared.id, nil, of_module(about, options))
     Logger.error("#{state.label}: #{Exception.message(%{error | library: nil})}")
     Telemetry.event(about(state), :gave_up, %{restarts: state.row.restarts}, %{worker: state.position})
     failed(state, error)
   end
+
+  # What is to be done is something else then.
+  defp of_module(details, %{fits: %{module: module}}), do: Map.put(details, :module, module)
+  defp of_module(details, _options), do: details
 
   defp failed(state, error) do
     state = update(state, %{state: :failed, error: error})

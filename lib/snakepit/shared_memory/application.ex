@@ -15,7 +15,7 @@ defmodule Snakepit.SharedMemory.Application do
   @impl true
   def start(_type, _args) do
     with {:ok, children} <- children(),
-         children = [Snakepit.Isolation.Supervisor | children],
+         children = [{Snakepit.Isolation.Supervisor, :atomics.new(1, [])} | children],
          {:ok, supervisor} <- Supervisor.start_link(children, strategy: :one_for_one, name: __MODULE__) do
       {:ok, supervisor}
     else

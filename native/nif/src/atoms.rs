@@ -24,7 +24,7 @@ rustler::atoms! {
     pid, uid, gid, start_time, snakepit_peer_down,
 
     // Isolated libraries.
-    again, beat_age_ms, beats, bell, bell_closed, calls, cancelled, code, control, crashed, done, executors, exit, exited, failed, faulty, full,
+    abandoned, again, beat_age_ms, beats, because, bell, bell_closed, calls, cancelled, code, control, crashed, done, executors, exit, exited, failed, faulty, full,
     functions, hello, in_flight, init, lacked_ms, library, load_callback, load_info, loaded, max_depth, max_words, memory, mismatch, missing, module, more, names,
     nif_version, no_init, no_worker, not_a_library, not_implemented, not_loaded, not_started, objects, open, opened, orphans, output, parked, pending,
     protocol, raised, ready, ready_input, releases, resident, retry, select, sent, signal, slot, slot_bytes, slots, spill_bytes,

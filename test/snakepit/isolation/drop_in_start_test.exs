@@ -21,6 +21,14 @@ defmodule Snakepit.Isolation.DropInStartTest do
 
   # ── The list ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+  test "a misspelt option: what is allowed is what isolate/2 takes" do
+    assert {:error, error} = start(jiffy: [sandbox: :none, worker: 2])
+    message = Exception.message(error)
+    assert message =~ ~r/:worker: expected one of .*did you mean :workers/
+    assert message =~ "Snakepit.Isolation.load/2"
+    refute message =~ "load_info"
+  end
+
   test "is taken as it stands, in its order" do
     list = [{:jiffy, [workers: 2, sandbox: :none]}, {:b, false}, {:a, sandbox: :none}]
     assert Options.modules(list) == {:ok, list}
@@ -78,7 +86,8 @@ defmodule Snakepit.Isolation.DropInStartTest do
   test "a module whose library was here before: the log says so" do
     module = DropInFixture.erlang()
     assert here?(module)
-    assert capture_log(fn -> assert start([{module, sandbox: :none}]) == :ignore end) =~ "had been loaded before"
+    log = capture_log(fn -> assert start([{module, sandbox: :none}]) == :ignore end)
+    assert log =~ ~r/\[info\].*had been loaded before \(as Mix does/
     assert module.os_pid() == worker_of(module)
     refute File.read!("/proc/self/maps") =~ "drop_in.so"
   end
@@ -118,6 +127,105 @@ defmodule Snakepit.Isolation.DropInStartTest do
     refute File.read!("/proc/self/maps") =~ "drop_in.so"
   end
 
+  test "a module whose workers were given up can be isolated again, as the error says" do
+    module = DropInFixture.erlang()
+    :ok = Isolation.isolate(module, sandbox: :none, max_restarts: 0)
+    signal(worker_of(module))
+    eventually(fn -> info!(module).state == :failed end)
+    error = catch_error(module.os_pid())
+    assert %Error{reason: :not_loaded, details: %{because: :gave_up}} = error
+
+    assert Exception.message(error) =~
+             "Isolate the module again with Snakepit.Isolation.isolate(#{inspect(module)}, options)"
+
+    assert :ok = Isolation.isolate(module, sandbox: :none)
+    assert module.os_pid() == worker_of(module)
+    assert {:error, %Error{reason: :already_isolated} = error} = Isolation.isolate(module, sandbox: :none)
+    assert Exception.message(error) =~ "unload it first"
+    refute File.read!("/proc/self/maps") =~ "drop_in.so"
+  end
+
+  test "a module whose library was unloaded: info/1 says so" do
+    module = DropInFixture.erlang()
+    :ok = Isolation.isolate(module, sandbox: :none)
+    :ok = Isolation.unload(module)
+    assert {:error, %Error{details: %{because: :unloaded}} = error} = Isolation.info(module)
+    assert Exception.message(error) =~ "Isolate the module again"
+  end
+
+  # ── Our own processes ─────────────────────────────────────────────────────────────────────────────────────────
+
+  @libraries Snakepit.Isolation.Libraries
+
+  test "the supervisor of all libraries is killed: modules are isolated again" do
+    module = DropInFixture.erlang()
+    assert start([{module, sandbox: :none}]) == :ignore
+    {house, old} = {Process.whereis(Snakepit.Isolation.Supervisor), worker_of(module)}
+    kill(Process.whereis(@libraries))
+    # Meanwhile it raises, and nothing but that.
+    eventually(fn -> called(module) not in [nil, old] end)
+    assert module.os_pid() == worker_of(module)
+    assert Process.whereis(Snakepit.Isolation.Supervisor) == house
+    refute File.read!("/proc/self/maps") =~ "drop_in.so"
+    settled()
+  end
+
+  test "one that cannot be isolated again stops nothing: the log says so, and it is tried again" do
+    module = DropInFixture.erlang()
+    assert start([{module, sandbox: :none}]) == :ignore
+    {house, old} = {Process.whereis(Snakepit.Isolation.Supervisor), worker_of(module)}
+    # Its library is not to be had; another module does not wait for it.
+    path = NativeFixture.path(:drop_in)
+    DropInFixture.settings(module, path: path <> "_not_there")
+    other = DropInFixture.elixir()
+    Application.put_env(:snakepit_shm, :isolate, [{module, sandbox: :none}, {other, sandbox: :none}])
+
+    log =
+      capture_log(fn ->
+        kill(Process.whereis(@libraries))
+        eventually(fn -> called(other) == worker_of_or_nil(other) end)
+        assert called(module) == nil
+        gone(old)
+      end)
+
+    assert log =~ ~r/\[error\] #{inspect(module)} could not be isolated again/
+    assert other.os_pid() == worker_of(other)
+    refute File.read!("/proc/self/maps") =~ "drop_in.so"
+
+    log =
+      capture_log(fn ->
+        DropInFixture.settings(module, path: path)
+        eventually(fn -> called(module) end)
+        settled()
+      end)
+
+    refute log =~ "had been loaded before"
+
+    assert module.os_pid() == worker_of(module)
+    assert Process.whereis(Snakepit.Isolation.Supervisor) == house
+  end
+
+  defp worker_of_or_nil(module) do
+    case Isolation.info(module) do
+      {:ok, %{state: :ready, workers: [%{os_pid: os_pid}]}} -> os_pid
+      _ -> nil
+    end
+  end
+
+  defp called(module) do
+    module.os_pid()
+  rescue
+    error in Error -> if error.reason == :not_loaded, do: nil, else: reraise(error, __STACKTRACE__)
+  end
+
+  # Nothing is left to be tried.
+  defp settled do
+    eventually(fn ->
+      {_, inner, _, _} = List.keyfind(Supervisor.which_children(Snakepit.Isolation.Supervisor), :isolated, 0)
+      match?({_, :undefined, _, _}, List.keyfind(Supervisor.which_children(inner), Start, 0))
+    end)
+  end
+
   # ── The application ───────────────────────────────────────────────────────────────────────────────────────────
 
   if match?({:error, _}, :code.lib_dir(:jiffy)), do: @tag(skip: "there is no jiffy (Debian: erlang-jiffy)")
@@ -128,25 +236,28 @@ defmodule Snakepit.Isolation.DropInStartTest do
       SubVm.run("""
       jiffy = :jiffy
       Application.put_env(:snakepit_shm, :isolate, [{jiffy, sandbox: :none, workers: 2}])
-      {:ok, _} = Application.ensure_all_started(:snakepit_shm)
+      # If it ended, so would this VM.
+      {:ok, _} = Application.ensure_all_started(:snakepit_shm, :permanent)
       IO.inspect({:started, jiffy.encode([1])})
       Logger.configure(level: :none)
 
       # All libraries end with it, and its successor has them loaded again.
       warden = fn -> with({:ok, info} <- Snakepit.Isolation.info(jiffy), do: info.warden) end
-      first = warden.()
-      Process.exit(Process.whereis(Snakepit.Isolation.Supervisor), :kill)
 
-      again = fn again, left ->
+      again = fn again, first, left ->
         try do
           true = is_integer(warden.()) and warden.() != first
           jiffy.encode([0])
         rescue
-          error -> if left == 0, do: error, else: Process.sleep(10) && again.(again, left - 1)
+          error -> if left == 0, do: error, else: Process.sleep(10) && again.(again, first, left - 1)
         end
       end
 
-      IO.inspect({:killed, again.(again, 1_000)})
+      for _ <- 1..3 do
+        first = warden.()
+        Process.exit(Process.whereis(Snakepit.Isolation.Supervisor), :kill)
+        IO.inspect({:killed, again.(again, first, 1_000)})
+      end
 
       Application.stop(:snakepit_shm)
       %{reason: reason} = try do jiffy.encode([1]) rescue error -> error end
@@ -157,7 +268,8 @@ defmodule Snakepit.Isolation.DropInStartTest do
       """)
 
     assert {status, output} ==
-             {0, ~s({:started, "[1]"}\n{:killed, "[0]"}\n{:stopped, :not_loaded}\n{:again, "[2]"}\n{:mapped, false}\n)}
+             {0,
+              ~s({:started, "[1]"}\n{:killed, "[0]"}\n{:killed, "[0]"}\n{:killed, "[0]"}\n{:stopped, :not_loaded}\n{:again, "[2]"}\n{:mapped, false}\n)}
   end
 
   test "crypto, which our own start needs" do
@@ -165,12 +277,18 @@ defmodule Snakepit.Isolation.DropInStartTest do
       SubVm.run("""
       crypto = :crypto
       Application.put_env(:snakepit_shm, :isolate, [{crypto, sandbox: :none}])
+      # Without Mix, what was loaded before is a warning.
+      3 = byte_size(crypto.strong_rand_bytes(3))
+      Logger.configure_backend(:console, format: "$level $message\n", device: :standard_error)
       {:ok, _} = Application.ensure_all_started(:snakepit_shm)
+      Logger.flush()
       {:ok, _region} = Snakepit.SharedMemory.put("x")
       IO.inspect({byte_size(crypto.strong_rand_bytes(3)), File.read!("/proc/self/maps") =~ "/crypto.so"})
       """)
 
-    assert {status, output} == {0, "{3, false}\n"}
+    assert status == 0
+    assert output =~ ~r/^warn(ing)? :crypto is isolated now. It had been loaded before, so/m
+    assert output =~ ~r/^{3, false}$/m
   end
 
   test "a start that is stopped says why, in words" do

@@ -55,6 +55,94 @@ defmodule Snakepit.Isolation.SurvivalTest do
     assert Warden.os_pid() != warden
   end
 
+  test "Worker and Warden, and neither has done anything about the other: nobody waits for ever, nothing is executed twice" do
+    library = load!(:adder, slots: 2)
+    path = Path.join(temporary_directory("notes"), "notes")
+    old = os_pid(library)
+    begun = call_in_process(library, :sleep_forever, [], timeout: :infinity)
+    begun(library, 1)
+    queued = call_in_process(library, :note, [path, "queued"], timeout: :infinity)
+    in_flight(library, 2)
+    without_slot = call_in_process(library, :add, [1, 2], timeout: :infinity)
+    eventually(fn -> info!(library).waiting == 1 end)
+    pids = [server(library), Process.whereis(Warden)]
+    Enum.each(pids, &:sys.suspend/1)
+    Enum.each(pids, &kill/1)
+
+    for call <- [begun, queued] do
+      assert {:error, %Error{reason: :not_loaded, details: %{because: :abandoned}} = error} = result_of(call)
+      assert Exception.message(error) =~ "were killed"
+    end
+
+    assert result_of(without_slot) == {:ok, 3}
+    gone(old)
+    refute File.exists?(path)
+  end
+
+  test "the application's supervisor: calls without a deadline end, and the next start works" do
+    {output, status} =
+      SubVm.run("""
+      Logger.configure(level: :none)
+      alias Snakepit.Isolation
+
+      for round <- 1..3 do
+        {:ok, _} = Application.ensure_all_started(:snakepit_shm)
+        {:ok, library} = Isolation.load(#{inspect(NativeFixture.path(:adder))}, sandbox: :none, slots: 8, spin: 1_000)
+        calls = fn -> Stream.repeatedly(fn -> Isolation.call(library, :sleep, [1], timeout: :infinity) end) end
+        callers = for _ <- 1..20, do: Task.async(fn -> Enum.find(calls.(), &match?({:error, _}, &1)) end)
+        stuck = Task.async(fn -> Isolation.call(library, :sleep_forever, [], timeout: :infinity) end)
+        {:ok, %{workers: [%{calls: _}]}} = Isolation.info(library)
+        {:ok, _} = Isolation.call(library, :add, [1, 2], timeout: 1) |> case do
+          {:error, %{reason: reason}} when reason in [:timeout, :overloaded] -> {:ok, reason}
+          other -> other
+        end
+
+        top = Process.whereis(Snakepit.SharedMemory.Application)
+        monitor = Process.monitor(top)
+        Process.exit(top, :kill)
+        receive do {:DOWN, ^monitor, _, _, _} -> :ok end
+        reasons = for {:error, error} <- Task.await_many([stuck | callers], :infinity), uniq: true, do: error.reason
+        IO.inspect({round, length(reasons) > 0, reasons -- [:not_loaded, :crashed]})
+        # Until the application's end is known, a start changes nothing.
+        ended = fn ended ->
+          if List.keymember?(Application.started_applications(), :snakepit_shm, 0), do: Process.sleep(1) && ended.(ended)
+        end
+        ended.(ended)
+      end
+      """)
+
+    assert {status, output} == {0, Enum.map_join(1..3, &"{#{&1}, true, []}\n")}
+  end
+
+  test "the house: a library in somebody else's tree goes on, and is known again" do
+    name = :in_a_tree
+    start_supervised!({Isolation, path: NativeFixture.path(:adder), name: name, sandbox: :none})
+    {house, old} = {Process.whereis(Snakepit.Isolation.Supervisor), os_pid(name)}
+    kill(house)
+    eventually(fn -> match?({:ok, %{state: :ready}}, Isolation.info(name)) end)
+    gone(old)
+    assert {:ok, 3} = Isolation.call(name, :add, [1, 2])
+    assert [%Library{name: ^name}] = Isolation.list()
+    assert Process.whereis(Snakepit.Isolation.Supervisor) not in [nil, house]
+    stop_supervised!({Isolation, name})
+  end
+
+  test "the supervisor of all libraries: they end, and the name of one is free" do
+    library = load!(:adder, name: :survivor, workers: 2)
+    house = Process.whereis(Snakepit.Isolation.Supervisor)
+    warden = Warden.os_pid()
+    old = for n <- 1..2, do: os_pid(library, n)
+    call = call_in_process(library, :sleep_forever, [], timeout: :infinity)
+    begun(library, 1)
+    libraries = Process.whereis(Snakepit.Isolation.Libraries)
+    kill(libraries)
+    assert {:error, %Error{reason: :not_loaded}} = result_of(call)
+    eventually(fn -> Process.whereis(Snakepit.Isolation.Libraries) not in [nil, libraries] end)
+    assert {:ok, 3} = Isolation.call(load!(:adder, name: :survivor), :add, [1, 2])
+    gone(old)
+    assert {Process.whereis(Snakepit.Isolation.Supervisor), Warden.os_pid()} == {house, warden}
+  end
+
   test "the warden itself" do
     library = load!(:adder, workers: 2)
     warden = Warden.os_pid()

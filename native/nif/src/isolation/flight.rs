@@ -463,7 +463,7 @@ impl Flight {
             self.worker.ring().release(call);
             self.worker.forget(&self.kept);
         }
-        if started {
+        if started || self.worker.abandoned() {
             self.worker.end(env)
         } else {
             atoms::retry().encode(env)

@@ -122,8 +122,14 @@ impl Waiter {
 /// Whether what the process of `env` sends arrives: not when it is being ended while it runs on a dirty scheduler. An
 /// environment without a process sends always.
 pub fn sends(env: *mut ErlNifEnv) -> bool {
-    // SAFETY: the environment is alive; it may be null or belong to no process.
-    unsafe { env.is_null() || rustler::sys::enif_is_current_process_alive(env) != 0 }
+    let mut pid = MaybeUninit::uninit();
+    // SAFETY: the environment is alive unless it is null. The VM takes one without a process (of a callback) for an error, so it is asked
+    // first whether there is one.
+    unsafe {
+        env.is_null()
+            || enif_self(env, pid.as_mut_ptr()).is_null()
+            || rustler::sys::enif_is_current_process_alive(env) != 0
+    }
 }
 
 pub fn self_pid(env: Env<'_>) -> Option<ErlNifPid> {

@@ -131,6 +131,7 @@ fn warden_start<'a>(
         label: label.to_owned(),
         memory: worker.memory(),
     };
+    Worker::reaped_by_caller(worker, env);
     let sent = worker.hand_over(|descriptors| warden.send(&message, descriptors));
     Ok(done(env, sent.and_then(|sent| sent)))
 }

@@ -96,6 +96,10 @@ pub struct Worker {
     services: Services,
     /// The watch of its owner.
     owner: OnceLock<Watch>,
+    /// The watch of who has had its process started, and closes it when the owner has ended.
+    reaper: OnceLock<Watch>,
+    /// Which of the two have ended: `OWNER`, `REAPER`.
+    left: AtomicU8,
     /// Calls published, but for those that threads are counting right now: the highest number plus one.
     published: AtomicU64,
     /// What calls answer that it had begun when it died.
@@ -108,6 +112,9 @@ const SHORT: u8 = 1;
 const LEAVING: u8 = 2;
 /// Names are to be let go of when calls are over that were given up.
 const GIVEN_UP: u8 = 4;
+
+const OWNER: u8 = 1;
+const REAPER: u8 = 2;
 
 static KIND: Kind = Kind::new();
 
@@ -124,12 +131,22 @@ impl Object for Worker {
         self.output.stopped(event);
     }
 
-    /// The owner has ended. The end of the control socket tells the worker to go; its calls end when somebody has seen it dead
-    /// and says `worker_close`. Its monitors end at once: they keep this.
+    /// The owner has ended: the end of the control socket tells the worker to go; its calls end when the reaper has seen it dead
+    /// and says `worker_close`. Its monitors end at once: they keep this. Or the reaper has: then the warden ends, and the kernel kills its
+    /// workers, which the owner looks after. When both have, nobody is left to say anything to those who wait.
     fn down(handle: Handle<Self>, env: *mut ErlNifEnv, _pid: ErlNifPid, watch: Watch) {
-        if handle.owner.get() == Some(&watch) {
+        let mark = if handle.owner.get() == Some(&watch) {
             handle.control.close(env, handle.borrow());
             while !handle.services.monitors().close(env) {}
+            OWNER
+        } else if handle.reaper.get() == Some(&watch) {
+            REAPER
+        } else {
+            return;
+        };
+        // AcqRel: whoever comes second sees what the first has done.
+        if handle.left.fetch_or(mark, Ordering::AcqRel) | mark == OWNER | REAPER {
+            Worker::abandon(handle.borrow(), env);
         }
     }
 }
@@ -186,6 +203,8 @@ impl Worker {
             marks: AtomicU8::new(0),
             services: Services::new(grants),
             owner: OnceLock::new(),
+            reaper: OnceLock::new(),
+            left: AtomicU8::new(0),
             published: AtomicU64::new(0),
             end: OnceLock::new(),
             ring,
@@ -425,10 +444,27 @@ impl Worker {
         }
     }
 
+    /// Has the calling process told for its reaper. Before the worker's process is started: the caller lives.
+    pub fn reaped_by_caller(worker: Ref<'_, Self>, env: Env<'_>) {
+        let watch = self_pid(env).and_then(|pid| worker.watch(env.as_c_arg(), &pid));
+        if let Some(watch) = watch {
+            let _ = worker.reaper.set(watch);
+        }
+    }
+
+    /// Nobody of ours saw its process end. It is about to, but calls that it had not begun are not given to others: it might begin them still.
+    pub fn abandoned(&self) -> bool {
+        self.left.load(Ordering::Acquire) == OWNER | REAPER
+    }
+
     /// What a call answers that a dead worker had begun.
     pub fn end<'a>(&self, env: Env<'a>) -> Term<'a> {
         match self.end.get() {
             Some(reason) => (atoms::error(), reason.load(env)).encode(env),
+            None if self.abandoned() => {
+                let because = [(atoms::because(), atoms::abandoned().encode(env))];
+                reply::error_term(env, atoms::not_loaded(), &because)
+            }
             None => reply::error_term(env, atoms::crashed(), &[]),
         }
     }
@@ -482,17 +518,30 @@ impl Worker {
             flight::gives_way(env);
             return false;
         }
-        worker.ring.close(|woken| worker.woken(raw, woken));
-        worker.control.close(raw, worker);
-        worker.bell.close(raw, worker);
-        worker.output.close(raw, worker);
+        Worker::shut(worker, raw);
+        true
+    }
+
+    /// Once more does nothing.
+    fn shut(worker: Ref<'_, Self>, env: *mut ErlNifEnv) {
+        worker.ring.close(|woken| worker.woken(env, woken));
+        worker.control.close(env, worker);
+        worker.bell.close(env, worker);
+        worker.output.close(env, worker);
         drop(worker.ends.lock().take());
         drop(worker.ringer.lock().take());
         worker.releases.close();
         if let Some(queue) = worker.queue.get() {
-            queue.wake_all(raw);
+            queue.wake_all(env);
         }
-        true
+    }
+
+    /// As `close`, by nobody: `env` has no process. The monitors ended with the owner.
+    #[cold]
+    fn abandon(worker: Ref<'_, Self>, env: *mut ErlNifEnv) {
+        worker.fault();
+        Services::close(worker);
+        Worker::shut(worker, env);
     }
 }
 
