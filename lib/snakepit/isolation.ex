@@ -292,6 +292,7 @@ defmodule Snakepit.Isolation do
   end
 
   defp not_started(_id, {:shutdown, {:failed_to_start_child, :gate, %Error{} = error}}), do: error
+  defp not_started(id, :not_running), do: Error.new(:not_loaded, id, nil, %{because: :not_started})
   defp not_started(id, reason), do: Error.new(:not_loaded, id, nil, %{because: :start, message: inspect(reason)})
 
   defp new_id(path), do: "#{Path.basename(path)}-#{System.unique_integer([:positive])}"

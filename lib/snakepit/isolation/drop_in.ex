@@ -261,6 +261,21 @@ defmodule Snakepit.Isolation.DropIn do
     end)
   end
 
+  @doc """
+  The supervisor of libraries has ended, and all of them with it. A module that has its library itself loads it again when it is called
+  next; others did so where their own code called load_nif.
+  """
+  @spec lost(module()) :: :ok
+  def lost(module) do
+    with %{original: nil, slot: slot} <- fetch(module),
+         %Library{} <- loaded_in(slot) do
+      :persistent_term.erase({__MODULE__, module})
+      :persistent_term.erase(slot)
+    end
+
+    :ok
+  end
+
   # The code of a version has been purged.
   defp gone(nil), do: :ok
 

@@ -197,6 +197,11 @@ defmodule Snakepit.Isolation.Error do
       {"no worker was ready within #{d[:timeout]} ms",
        "Snakepit.Isolation.info/1 shows why the workers are restarting."}
 
+  defp explain(:timeout, _e, %{because: :loading} = d),
+    do:
+      {"its library had not been loaded within #{d[:timeout]} ms",
+       "Call again: it goes on being loaded. Snakepit.Isolation.Module.load/1 loads it before the first call."}
+
   defp explain(:timeout, _e, d),
     do:
       {"it had not been started within #{d[:timeout]} ms, because the workers were busy with other calls",
@@ -473,7 +478,7 @@ defmodule Snakepit.Isolation.Error do
        "It is started again if it stands in a supervision tree or in config isolate:; otherwise load it again."}
 
   defp not_loaded(%{because: :name_taken} = d),
-    do: {"there is a library of the name #{inspect(d[:name])} already", "Unload it first, or choose another name:."}
+    do: {"there is a library of the name #{inspect(d[:name])} already", "Unload it first, or choose another name."}
 
   defp not_loaded(%{because: :gave_up} = d),
     do:

@@ -20,6 +20,12 @@ defmodule Snakepit.Isolation.Module do
   Those whose body is nothing but a call of `:erlang.nif_error/1` or `/2`, exported or private (`defp`). If the module has the attribute `@nifs`, those that it
   names, whatever their bodies are: `@nifs [add: 2, hash: 1]`. Functions that the library turns out not to have do what their bodies say, as in the VM.
 
+  A stub with another body (`raise "..."`, `exit(:nif_not_loaded)`, a call of a function that calls `:erlang.nif_error/1` for all of them) is taken
+  for an ordinary function: name such in `@nifs`, or the library is refused when it is loaded, because it has functions that the module has not declared.
+
+  The module's `@on_load` is taken: Elixir allows one, and does not compile a module that sets another ("the @on_load attribute can
+  only be set once per module"). What such a function did besides loading the library belongs where the application starts.
+
   ## Options
 
     * `:otp_app` - the application that the library belongs to
@@ -43,21 +49,24 @@ defmodule Snakepit.Isolation.Module do
       def start(_type, _args) do
         :ok = Snakepit.Isolation.Module.load(MyApp.Nif)
 
-  The application `:snakepit_shm` has to run by then, or the call raises a `Snakepit.Isolation.Error` that says so. When a library cannot be loaded, the call raises
-  why, and the next one tries again.
+  The application `:snakepit_shm` has to run by then, or the call raises a `Snakepit.Isolation.Error` that says so. Calls that come while the library is being
+  loaded wait for it, each for its `:timeout` at most; then it raises `:timeout`, and the load goes on. When a library cannot be loaded, all who waited for it raise
+  why, and the next call tries again. A caller that is killed changes nothing for the others.
 
   When the module is loaded anew (`recompile/0`, a hot upgrade), its isolated library is unloaded, which ends the calls that run in it with `:not_loaded`, and the next
   call loads the library as it then is. In the VM, a library is upgraded by its own upgrade callback, or not at all while old code of the
   module is there.
 
-  After `Snakepit.Isolation.unload/1`, and when all its workers have been given up, calls raise that, until `load/1` loads it again.
+  After `Snakepit.Isolation.unload/1`, and when all its workers have been given up, calls raise that, until `load/1` loads it again. When
+  `:snakepit_shm` is stopped, the library ends with it, and is loaded again by the first call after the next start.
 
   Such a module needs no `Snakepit.Isolation.isolate/2`, which refuses it, and no step of a release.
   """
 
+  alias Snakepit.Isolation
   alias Snakepit.Isolation.{Directory, DropIn, Error, Library, Options}
   alias Snakepit.Isolation.DropIn.{Loader, Rewriter}
-  alias Snakepit.Isolation.Module.Gates
+  alias Snakepit.Isolation.Module.{Gates, Loads}
 
   @doc false
   defmacro __using__(options) do
@@ -105,11 +114,8 @@ defmodule Snakepit.Isolation.Module do
   Loads the library of a module that uses this one, as its options and its application's configuration say. `:ok` too if it is loaded.
   """
   @spec load(module()) :: :ok | {:error, Error.t()}
-  def load(module) when is_atom(module) do
-    if Code.ensure_loaded?(module) and function_exported?(module, :__isolation__, 0),
-      do: Loader.alone(module, fn -> load(module, module.__isolation__()) end),
-      else: {:error, Error.new(:not_loaded, module, nil, %{because: :no_such_module})}
-  end
+  def load(module) when is_atom(module),
+    do: with({:ok, definition} <- definition(module), do: load(module, definition, :infinity))
 
   def load(other), do: Error.invalid(:module, "a module", other)
 
@@ -119,10 +125,22 @@ defmodule Snakepit.Isolation.Module do
   # By a gate whose slot is empty. Afterwards it is not, or there is an error.
   @spec first_call(module(), atom()) :: :ok | {:error, Error.t()}
   def first_call(module, slot) do
-    with :ok <- load(module) do
-      if :persistent_term.get(slot, nil),
-        do: :ok,
-        else: {:error, Error.new(:not_loaded, module, nil, %{because: :replaced})}
+    with :missing <- there(slot),
+         {:ok, definition} <- definition(module),
+         :ok <- load(module, definition, patience(module, definition)),
+         :missing <- there(slot),
+         do: {:error, Error.new(:not_loaded, module, nil, %{because: :replaced})}
+  end
+
+  defp there(slot), do: if(:persistent_term.get(slot, nil), do: :ok, else: :missing)
+
+  # As long as the call itself would wait. In the VM a call has no deadline.
+  defp patience(module, definition) do
+    case Options.module(module, configured(definition.options, module)) do
+      {:ok, %{isolated: true, load: options}} -> options[:timeout]
+      {:ok, %{isolated: false}} -> :infinity
+      # Which is the answer of the load.
+      {:error, _} -> :infinity
     end
   end
 
@@ -141,14 +159,39 @@ defmodule Snakepit.Isolation.Module do
 
   # ── Loading ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-  defp load(module, %{slot: slot} = definition) do
-    with false <- there?(:persistent_term.get(slot, nil)),
-         {:error, %Error{} = error} <- load_now(module, definition) do
-      {:error, %{error | library: module}}
+  defp definition(module) do
+    if Code.ensure_loaded?(module), do: loaded_definition(module), else: no_such_module(module)
+  end
+
+  # Does not ask the code server, which may be waiting for us: on_load waits for who is alone with the module.
+  defp loaded_definition(module) do
+    if function_exported?(module, :__isolation__, 0), do: {:ok, module.__isolation__()}, else: no_such_module(module)
+  end
+
+  defp no_such_module(module), do: {:error, Error.new(:not_loaded, module, nil, %{because: :no_such_module})}
+
+  defp load(module, %{slot: slot}, timeout) do
+    with false <- running?(:persistent_term.get(slot, nil)),
+         :timeout <- Loads.run(module, slot, fn -> load_alone(module) end, timeout) do
+      {:error, Error.new(:timeout, module, nil, %{because: :loading, timeout: timeout, started: false})}
     else
       true -> :ok
       answer -> answer
     end
+  end
+
+  defp load_alone(module) do
+    Loader.alone(module, fn ->
+      # It may have been replaced, and loaded, meanwhile.
+      with {:ok, %{slot: slot} = definition} <- loaded_definition(module),
+           false <- running?(:persistent_term.get(slot, nil)),
+           {:error, %Error{} = error} <- load_now(module, definition) do
+        {:error, %{error | library: module}}
+      else
+        true -> :ok
+        answer -> answer
+      end
+    end)
   end
 
   defp load_now(module, definition) do
@@ -161,10 +204,10 @@ defmodule Snakepit.Isolation.Module do
   end
 
   # A library that was unloaded or has failed is not; one in the VM is for as long as the module's code.
-  defp there?(nil), do: false
-  defp there?(loaded) when elem(loaded, 0) == nil, do: true
+  defp running?(nil), do: false
+  defp running?(loaded) when elem(loaded, 0) == nil, do: true
 
-  defp there?(loaded) do
+  defp running?(loaded) do
     with {:ok, %Library{table: table}, _supervisor} <- Directory.fetch(elem(loaded, 0).id),
          do: Enum.any?(Library.rows(table), &(&1.state != :failed)),
          else: (:error -> false)
@@ -175,8 +218,19 @@ defmodule Snakepit.Isolation.Module do
     if Keyword.keyword?(configured), do: Keyword.merge(options, configured), else: configured
   end
 
-  defp open(true, path, load_info, state) do
-    with {:ok, library} <- Loader.open(state, path, load_info), do: DropIn.loaded(state, library)
+  defp open(true, path, load_info, %{module: module} = state) do
+    # Slots are emptied when the libraries' supervisor is started: if that was meanwhile, the library is of an earlier one.
+    libraries = Isolation.Supervisor.libraries()
+
+    with {:ok, library} <- Loader.open(state, path, load_info),
+         :ok <- DropIn.loaded(state, library) do
+      if Isolation.Supervisor.libraries() == libraries do
+        :ok
+      else
+        DropIn.lost(module)
+        {:error, Error.new(:not_loaded, module, nil, %{because: :unloaded})}
+      end
+    end
   end
 
   defp open(false, path, load_info, %{module: module} = state) do

@@ -1,15 +1,15 @@
 defmodule Snakepit.Isolation.Supervisor do
   @moduledoc false
   # The house of isolated libraries: the directory, the warden, the libraries that are loaded on demand, and then those of the
-  # modules that the configuration names. Starts with the application and costs four idle processes; nothing native is
+  # modules that the configuration names. Starts with the application and costs a few idle processes; nothing native is
   # touched before the first load.
 
   use Supervisor
 
-  alias Snakepit.Isolation.{Directory, DropIn, Warden}
+  alias Snakepit.Isolation.{Directory, DropIn, Module, Warden}
 
   @libraries Snakepit.Isolation.Libraries
-  @names [Warden, DropIn.Sweeper, @libraries]
+  @names [Warden, DropIn.Sweeper, @libraries, Module.Loads]
 
   # Longer than a library takes to end.
   @patience 15_000
@@ -32,13 +32,21 @@ defmodule Snakepit.Isolation.Supervisor do
 
     flags = [strategy: :rest_for_one, max_restarts: 1_000, max_seconds: 5]
     inner = %{id: :isolated, start: {Supervisor, :start_link, [libraries, flags]}, type: :supervisor}
-    Supervisor.init([Warden, DropIn.Sweeper, inner], strategy: :one_for_one, max_restarts: 1_000, max_seconds: 5)
+
+    Supervisor.init([Warden, DropIn.Sweeper, Module.Loads, inner],
+      strategy: :one_for_one,
+      max_restarts: 1_000,
+      max_seconds: 5
+    )
   end
 
   @doc false
+  @spec start_libraries() :: Supervisor.on_start()
   # The libraries of a predecessor that was killed end by themselves, and until then they have their names.
   def start_libraries do
     gone(Enum.filter(Directory.supervisors(), &of_libraries?/1))
+    # Modules that have their library themselves load it again.
+    Enum.each(DropIn.modules(), &DropIn.lost/1)
     DynamicSupervisor.start_link(name: @libraries, strategy: :one_for_one, max_restarts: 1_000, max_seconds: 5)
   end
 
@@ -71,15 +79,19 @@ defmodule Snakepit.Isolation.Supervisor do
     end
   end
 
-  @spec start_library(Supervisor.child_spec()) :: DynamicSupervisor.on_start_child()
+  @doc "Whom libraries that are loaded on demand end with."
+  @spec libraries() :: pid() | nil
+  def libraries, do: Process.whereis(@libraries)
+
+  @doc "`:not_running`: the house is being closed."
+  @spec start_library(Supervisor.child_spec()) :: DynamicSupervisor.on_start_child() | {:error, :not_running}
   def start_library(spec) do
     DynamicSupervisor.start_child(@libraries, spec)
   catch
-    # It has been killed and is being started again.
-    :exit, {reason, _call} -> {:error, reason}
+    :exit, _ -> {:error, :not_running}
   end
 
-  @doc "Ends a library that was loaded on demand; `:not_found` for one that stands somewhere else."
+  @doc "Ends a library that was loaded on demand; `:not_found` for one that stands somewhere else, or ends with the house."
   @spec stop_library(pid()) :: :ok | {:error, :not_found}
   def stop_library(pid) do
     DynamicSupervisor.terminate_child(@libraries, pid)

@@ -4,7 +4,7 @@ defmodule Snakepit.Isolation.DropInStartTest do
 
   import ExUnit.CaptureLog
 
-  alias Snakepit.DropInFixture
+  alias Snakepit.{DropInFixture, OwnFixture}
   alias Snakepit.Isolation.{DropIn, Options}
   alias Snakepit.Isolation.DropIn.Start
 
@@ -115,6 +115,14 @@ defmodule Snakepit.Isolation.DropInStartTest do
     gone(old)
     assert start([{module, false}]) == :ignore
     assert here?(module)
+  end
+
+  test "false is no word against a module that has its library itself, whether it was called before or not" do
+    module = OwnFixture.module([])
+    assert start([{module, false}]) == :ignore
+    assert module.os_pid() == worker_of(module)
+    assert start([{module, false}]) == :ignore
+    assert module.os_pid() == worker_of(module)
   end
 
   test "a module whose library was unloaded can be isolated again, without its library coming here" do

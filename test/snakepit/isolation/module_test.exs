@@ -123,6 +123,8 @@ defmodule Snakepit.Isolation.ModuleTest do
 
   test "a deadline that is asked for" do
     module = OwnFixture.module(timeout: 100)
+    # Which has none.
+    :ok = Isolation.Module.load(module)
     assert {:error, %Error{reason: :timeout}, [{:hang, 0} | _]} = outcome(module, :hang, [])
     assert module.add(1, 2) == 3
   end

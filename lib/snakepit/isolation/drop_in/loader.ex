@@ -4,7 +4,10 @@ defmodule Snakepit.Isolation.DropIn.Loader do
   # library opens in a worker. Called by the module's own code, in whichever process that runs; often that of on_load.
 
   alias Snakepit.Isolation
-  alias Snakepit.Isolation.{DropIn, Error, Fit, Library, Options}
+  alias Snakepit.Isolation.{Directory, DropIn, Error, Fit, Library, Options}
+
+  # Longer than a library takes to end.
+  @patience 15_000
 
   # `:badarg` is raised by the caller.
   @type answer :: :ok | :badarg | {:error, {atom(), charlist()}}
@@ -14,7 +17,17 @@ defmodule Snakepit.Isolation.DropIn.Loader do
   def load_nif(module, slot, path, load_info) do
     await_code_changes(module)
 
-    # It may be called by several processes at once, and only one of them loads.
+    # Whether there is one is known without waiting for anybody.
+    with %{slot: ^slot} <- DropIn.fetch(module),
+         %Library{} <- DropIn.loaded_in(slot) do
+      if path?(path), do: reload(), else: :badarg
+    else
+      _ -> to_its_end(fn -> load_nif_alone(module, slot, path, load_info) end)
+    end
+  end
+
+  # It may be called by several processes at once, and only one of them loads.
+  defp load_nif_alone(module, slot, path, load_info) do
     alone(module, fn ->
       DropIn.swept(module)
 
@@ -24,6 +37,17 @@ defmodule Snakepit.Isolation.DropIn.Loader do
         _ -> failed(:bad_lib, "#{inspect(module)} is no longer isolated")
       end
     end)
+  end
+
+  # In a process of its own. As in the VM, where nobody is killed while he loads a library: one that is there is known to its module. (It must not
+  # ask the code server for the module, which may be waiting for the caller's on_load.)
+  defp to_its_end(function) do
+    {_pid, monitor} = spawn_monitor(fn -> exit({:shutdown, {__MODULE__, function.()}}) end)
+
+    receive do
+      {:DOWN, ^monitor, :process, _, {:shutdown, {__MODULE__, answer}}} -> answer
+      {:DOWN, ^monitor, :process, _, reason} -> exit(reason)
+    end
   end
 
   # As in the VM, not while somebody changes code: what is there of the module, and what was purged, holds then. The VM has no function that
@@ -37,9 +61,11 @@ defmodule Snakepit.Isolation.DropIn.Loader do
   defp first(state, path, load_info) do
     case DropIn.library(state.module) do
       nil -> load(state, path, load_info)
-      _ -> failed(:reload, "NIF library already loaded (reload disallowed since OTP 20).")
+      _ -> reload()
     end
   end
+
+  defp reload, do: failed(:reload, "NIF library already loaded (reload disallowed since OTP 20).")
 
   defp load(state, path, load_info) do
     case open(state, path, load_info) do
@@ -57,9 +83,33 @@ defmodule Snakepit.Isolation.DropIn.Loader do
   def open(%{module: module} = state, path, load_info) do
     fits = Fit.new(module, Map.keys(state.functions), state.declared)
 
-    with {:ok, options} <- Options.load(path, [load_info: load_info] ++ state.options),
-         do: Isolation.load_checked(%{options | fits: fits}, predecessor(state))
+    with {:ok, options} <- Options.load(path, [load_info: load_info] ++ state.options) do
+      unload_orphan(state, options.name)
+      Isolation.load_checked(%{options | fits: fits}, predecessor(state))
+    end
   end
+
+  # A library of the module's name that we loaded for it, and that nobody knows: who loaded it was killed before he could say so; or it is
+  # about to end with the libraries' supervisor, and keeps the name until then.
+  defp unload_orphan(%{module: module, old: old}, name) do
+    with {:ok, %Library{table: table, number: number} = library, supervisor} <- Directory.fetch(name),
+         %{fits: %{module: ^module}} <- Library.entry(table, number),
+         true <- orphan?(DropIn.loaded_in(old), library),
+         ends when ends != :ok <- Isolation.unload_one(library) do
+      monitor = Process.monitor(supervisor)
+
+      receive do
+        {:DOWN, ^monitor, :process, _, _} -> :ok
+      after
+        @patience -> Process.demonitor(monitor, [:flush])
+      end
+    end
+  end
+
+  # Its slot is empty. The version before may have one of the same name, in the same processes or, started again, in others.
+  defp orphan?(nil, _library), do: true
+  defp orphan?(%Library{table: table, number: number}, %Library{table: table} = library), do: library.number != number
+  defp orphan?(_before, _library), do: false
 
   # Whose data and types the library may take over. One whose processes have ended has none.
   defp predecessor(%{old: old}) do

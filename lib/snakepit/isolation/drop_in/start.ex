@@ -60,6 +60,8 @@ defmodule Snakepit.Isolation.DropIn.Start do
     case {DropIn.fetch(module), Source.find(module)} do
       {nil, {:ok, %Source{prepared: %{}} = source}} -> original(source)
       {nil, _} -> :ok
+      # It has its library itself, which it keeps where its own option isolated: says.
+      {%{original: nil}, _} -> :ok
       _isolated_by_an_earlier_start -> DropIn.restore(module)
     end
   end
