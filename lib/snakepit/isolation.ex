@@ -38,8 +38,8 @@ defmodule Snakepit.Isolation do
       config :snakepit_shm, isolate: [jiffy: [workers: 2, sandbox: :none], "Elixir.MyApp.Native": [sandbox: :none]]
 
   The options are those of `isolate/2`; `false` in their place leaves a module in the VM, which is how one environment says it where the list is that of
-  another. Configurations are merged as keyword lists, which moves a module that a later file names again behind the others: where the order matters (`with:`), one
-  file should have the whole of it. Under `mix test --cover` that is what the project's own modules need: their code is not that of their files.
+  another. Under `mix test --cover` that is what the project's own modules need: their code is not that of their files. Configurations are merged as keyword lists,
+  which moves a module that a later file names again behind the others: where the order matters (`with:`), one file should have the whole list.
 
   **It fails closed.** A bad list, or a module that cannot be isolated, stops the start of `:snakepit_shm`, with the module, the reason and what to do in the
   error; a release then ends. Modules that were isolated until then stay so, and their functions raise. To go on without, use `isolate/2` and decide
