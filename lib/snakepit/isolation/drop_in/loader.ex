@@ -84,9 +84,15 @@ defmodule Snakepit.Isolation.DropIn.Loader do
     fits = Fit.new(module, Map.keys(state.functions), state.declared)
 
     with {:ok, options} <- Options.load(path, [load_info: load_info] ++ state.options) do
-      unload_orphan(state, options.name)
-      Isolation.load_checked(%{options | fits: fits}, predecessor(state))
+      # One that was still being loaded when who loaded it was killed may take the name from under us, once.
+      with {:error, %Error{details: %{because: :name_taken}}} <- open_named(state, %{options | fits: fits}),
+           do: open_named(state, %{options | fits: fits})
     end
+  end
+
+  defp open_named(state, options) do
+    unload_orphan(state, options.name)
+    Isolation.load_checked(options, predecessor(state))
   end
 
   # A library of the module's name that we loaded for it, and that nobody knows: who loaded it was killed before he could say so; or it is
