@@ -344,17 +344,17 @@ defmodule Snakepit.Isolation.CheckTest do
   end
 
   test "a reader that comes to no end" do
-    directory = temporary_directory("check")
     # It ends with its input.
-    executable = script(directory, "exec cat")
+    executable = script(temporary_directory("check"), "exec cat")
     assert {:ok, {:error, :too_long, text}} = Reader.read("x.so", "", executable, 1)
     assert text =~ "longer than 1 s"
     # The time is that of all together. On a busy machine not even the first has begun.
+    directory = temporary_directory("check")
     executable = script(directory, "echo >> #{directory}/started; exec cat")
     files = ["a.so", "b.so", "c.so"]
     assert {:ok, [], ^files} = Reader.read_all(files, "", executable, 500)
     assert File.read(Path.join(directory, "started")) in [{:ok, "\n"}, {:error, :enoent}]
-    executable = script(directory, "exit 3")
+    executable = script(temporary_directory("check"), "exit 3")
     assert {:ok, [{"a.so", {:error, :unreadable, _}} | _], []} = Reader.read_all(files, "", executable)
     assert_no_messages()
   end
