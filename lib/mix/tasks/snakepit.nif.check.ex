@@ -8,7 +8,7 @@ defmodule Mix.Tasks.Snakepit.Nif.Check do
       mix snakepit.nif.check MyApp.Native --json
 
   The argument is the file of a library (with or without `.so`), or a module, whose beam is looked at as well and whose library is looked for in the
-  `priv` directory of its application. Nothing of either is run.
+  `priv` directory of its application (that of a module with `use Snakepit.Isolation.Module` is where its options say). Nothing of either is run.
 
     * `--json` - one line of JSON
     * `--load --sandbox none` - also loads the library, in a worker process: its functions are listed then, also if it makes their table when it is loaded, as
@@ -70,13 +70,15 @@ defmodule Mix.Tasks.Snakepit.Nif.Check do
     end
   end
 
-  # Whatever looks like a path, or is one, is one.
+  # Whatever looks like a path, or is one, is one. Sources of a module often lie in a directory of its name.
   defp target(argument) do
     cond do
       String.contains?(argument, "/") or String.ends_with?(argument, ".so") -> argument
-      File.exists?(argument) or File.exists?(argument <> ".so") -> argument
+      file?(argument) or file?(argument <> ".so") -> argument
       argument =~ ~r/^[A-Z]/ -> Module.concat([argument])
       true -> argument |> String.trim_leading(":") |> String.to_atom()
     end
   end
+
+  defp file?(path), do: File.exists?(path) and not File.dir?(path)
 end

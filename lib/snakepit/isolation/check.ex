@@ -8,8 +8,8 @@ defmodule Snakepit.Isolation.Check do
   `Snakepit.Isolation.check/2` gives a `%Snakepit.Isolation.Check{}`:
 
     * `verdict` - `:yes`, as far as can be seen without running it; `:no`, and `problems` says why; `:unknown`: a module whose library is not
-      found, or which may have several (`searched` says where it was looked for); or, with `load:`, one whose
-      load callback wants another load info
+      found, or which may have several (`searched` says where it was looked for), or whose application has more of them than can be read in a
+      minute; or, with `load:`, one whose load callback wants another load info
     * `target`, `path` - what was asked for, and the library's file
     * `module`, `nif_version`, `min_erts`, `functions`, `callbacks` - what its `ErlNifEntry` says. `functions` have `name`, `arity` and `dirty`
       (`nil`, `:cpu` or `:io`). All of them are `nil` if the library makes its entry when it is loaded, as those of Rustler do
@@ -22,12 +22,16 @@ defmodule Snakepit.Isolation.Check do
       symbols
     * `problems` - why it cannot be isolated: each with an `id` and a `text`
     * `loaded` - with `load:`, what it said when it was loaded in a worker
+
+  A module that uses `Snakepit.Isolation.Module` is judged by the library that its options and the configuration name, and by its NIFs.
+
+  Names are as the file has them, whatever they would do to a terminal. In each `text`, and in what `print/2` prints, they are escaped.
   """
 
   alias Snakepit.Isolation
   alias Snakepit.Isolation.Check.{Differences, Json, Reader, Text}
   alias Snakepit.Isolation.DropIn.{Rewriter, Source}
-  alias Snakepit.Isolation.Error
+  alias Snakepit.Isolation.{Error, Options}
 
   # The newest version that a worker speaks (native/worker/src/host/entry.rs).
   @newest_minor 18
@@ -96,7 +100,7 @@ defmodule Snakepit.Isolation.Check do
         code(check)
 
       {:error, error} ->
-        IO.puts(:stderr, Exception.message(error))
+        IO.puts(:stderr, error |> Exception.message() |> Text.plain())
         2
     end
   end
@@ -144,34 +148,72 @@ defmodule Snakepit.Isolation.Check do
   defp unusable(target),
     do: Error.invalid(:target, "a path, with or without .so, {application, path}, or a module", target)
 
-  # As it is, or as erlang:load_nif/2 takes it.
+  # As it is, or as erlang:load_nif/2 takes it. What is there and no file is told by who reads it.
   defp file(path) do
-    case Enum.find([path, path <> ".so"], &File.regular?/1) || Enum.find([path], &File.exists?/1) do
-      nil -> {:error, Error.new(:not_loaded, Path.basename(path), nil, %{because: :no_file, path: path})}
-      file -> {:ok, file}
+    places = for place <- [path, path <> ".so"], do: {place, File.stat(place)}
+    there = for {place, {:ok, %File.Stat{type: type}}} <- places, do: {place, type}
+    # Not that there is none: links in a circle, a directory that is somebody else's.
+    hidden = for {place, {:error, reason}} when reason not in [:enoent, :enotdir] <- places, do: {place, reason}
+
+    case {List.keyfind(there, :regular, 1) || List.first(there), hidden} do
+      {{file, _type}, _} ->
+        {:ok, file}
+
+      {nil, [{file, reason} | _]} ->
+        not_there(file, %{because: :not_reached, message: to_string(:file.format_error(reason))})
+
+      {nil, []} ->
+        not_there(path, %{because: :no_file, as_given: true})
     end
   end
+
+  defp not_there(path, details),
+    do: {:error, Error.new(:not_loaded, Path.basename(path), nil, Map.put(details, :path, path))}
 
   # ── A module ──────────────────────────────────────────────────────────────────────────────────────────────────
 
   defp module(module) do
-    case :code.which(module) do
-      :non_existing ->
-        Source.refuse(module, :non_existing)
-
-      file ->
-        {rewritten, functions} = rewritten(module)
-
-        with {:ok, check} <- library_of(%__MODULE__{target: module}, module, file, functions),
-             do: {:ok, %{check | problems: rewritten ++ check.problems}}
+    case {:code.which(module), Source.own(module)} do
+      {:non_existing, _} -> Source.refuse(module, :non_existing)
+      {_file, {:ok, nifs, options}} -> own(module, nifs, options)
+      {file, :error} -> other(module, file)
     end
   end
+
+  # It says which library it loads, and needs no code made anew.
+  defp own(module, nifs, options) do
+    with {:ok, %{library: library}} <- Options.module(module, Isolation.Module.configured(options, module)),
+         {:ok, path} <- Options.path(library) do
+      file = path <> ".so"
+      check = %__MODULE__{target: module, searched: [file]}
+
+      if File.regular?(file) do
+        with {:ok, read} <- Reader.read(file, Atom.to_string(module)),
+             do: {:ok, described(%{check | path: file}, read, about(module, nifs, :own))}
+      else
+        {:ok, %{check | problems: [problem(:no_file, "its library is not there: #{file}")]}}
+      end
+    end
+  end
+
+  defp other(module, file) do
+    {rewritten, functions} = rewritten(module)
+
+    with {:ok, check} <- library_of(%__MODULE__{target: module}, module, file, functions),
+         do: {:ok, %{check | problems: rewritten ++ check.problems}}
+  end
+
+  # What a library is compared with.
+  defp about(module, functions, kind),
+    do: %{name: Atom.to_string(module), functions: functions && Enum.map(functions, &written/1), kind: kind}
+
+  defp written({name, arity}), do: {Atom.to_string(name), arity}
 
   # Its beam only: whether its code can be made anew, and which functions it has for the library.
   defp rewritten(module) do
     with {:ok, source} <- Source.find(module),
          {:ok, rewritten} <- Rewriter.rewrite(source) do
-      {[], for({name, arity} <- Map.keys(rewritten.functions), do: {Atom.to_string(name), arity})}
+      {[], Map.keys(rewritten.functions)}
     else
       {:error, error} -> {[problem(:module, Exception.message(error))], nil}
     end
@@ -182,7 +224,7 @@ defmodule Snakepit.Isolation.Check do
     name = Atom.to_string(module)
     files = candidates(file)
 
-    with {:ok, read} <- read_all(files, name) do
+    with {:ok, read, left} <- Reader.read_all(files, name) do
       reports = for {file, {:ok, report}} <- read, do: {file, report}
       named = Enum.filter(reports, fn {_, report} -> entry(report, name) != nil end)
       # Of those that make their entry when they are loaded.
@@ -190,20 +232,25 @@ defmodule Snakepit.Isolation.Check do
         Enum.filter(reports, fn {_, report} -> report.nif_init and report.entries == [] and report.mentions end)
 
       case if(named == [], do: mentioned, else: named) do
-        [{found, report}] -> {:ok, described(%{check | path: found, searched: files}, {:ok, report}, {name, functions})}
-        [] -> {:ok, %{check | searched: looked_in(file, files)}}
-        several -> {:ok, %{check | searched: for({found, _} <- several, do: found)}}
+        # One of those that are left may be another one of its name.
+        _some when left != [] ->
+          {:ok, %{check | searched: files -- left, problems: [problem(:too_long, too_long(left, files))]}}
+
+        [{found, report}] ->
+          about = about(module, functions, :other)
+          {:ok, described(%{check | path: found, searched: files}, {:ok, report}, about)}
+
+        [] ->
+          {:ok, %{check | searched: looked_in(file, files)}}
+
+        several ->
+          {:ok, %{check | searched: for({found, _} <- several, do: found)}}
       end
     end
   end
 
-  defp read_all(files, name) do
-    Enum.reduce_while(files, {:ok, []}, fn file, {:ok, read} ->
-      case Reader.read(file, name) do
-        {:ok, report} -> {:cont, {:ok, [{file, report} | read]}}
-        {:error, error} -> {:halt, {:error, error}}
-      end
-    end)
+  defp too_long(left, files) do
+    "#{length(left)} of the #{length(files)} libraries of its application were not read: that took too long. Check its library by its path"
   end
 
   defp candidates(file) when is_list(file) and file != [],
@@ -219,19 +266,20 @@ defmodule Snakepit.Isolation.Check do
 
   # ── What a file says ──────────────────────────────────────────────────────────────────────────────────────────
 
-  defp described(check, {:error, stage, message}, _module) when is_atom(stage),
+  defp described(check, {:error, stage, message}, _about) when is_atom(stage),
     do: %{check | problems: [problem(stage, "#{check.path}: #{message}")]}
 
-  defp described(check, {:ok, report}, module) do
-    entry = entry(report, module && elem(module, 0))
+  # `about` is the module that it is to be the library of, if that is known.
+  defp described(check, {:ok, report}, about) do
+    entry = entry(report, about && about.name)
     imports = for {name, weak, from} <- report.imports, do: %{name: name, weak: weak, from: from}
 
     check
     |> Map.merge(Map.take(report, [:rustler, :looked_up, :needed]))
     |> Map.put(:imports, imports)
     |> entered(entry)
-    |> Map.put(:differences, Differences.of(report, entry))
-    |> Map.put(:problems, problems(report, entry, imports) ++ misfits(entry, module))
+    |> Map.put(:differences, Differences.of(report, entry, about && about.kind))
+    |> Map.put(:problems, problems(report, entry, imports) ++ misfits(report, entry, about))
   end
 
   # Of several (libraries that were linked into one) that of the module.
@@ -259,7 +307,8 @@ defmodule Snakepit.Isolation.Check do
 
   # ── Why not ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-  defp problem(id, text), do: %{id: id, text: text}
+  # One line, with names out of the file in it.
+  defp problem(id, text), do: %{id: id, text: Text.plain(text)}
 
   defp problems(report, entry, imports) do
     lost = for {name, nil} <- report.needed, do: name
@@ -276,7 +325,7 @@ defmodule Snakepit.Isolation.Check do
       unless_(
         lost == [],
         :needed,
-        "libraries that it needs are nowhere where a worker looks: #{Enum.join(lost, ", ")}"
+        "libraries that it needs are nowhere where a worker looks: #{Text.some(lost)}"
       ),
       unless_(
         needed.(:vm) == [],
@@ -297,12 +346,17 @@ defmodule Snakepit.Isolation.Check do
   defp unless_(false, id, text), do: [problem(id, text)]
 
   # erlang:load_nif/2 would refuse it.
-  defp misfits(%{functions: in_library}, {name, functions}) when is_list(functions) do
+  defp misfits(%{entries: [_ | _] = entries}, nil, %{name: name}) do
+    modules = for %{module: module} <- entries, do: module
+    [problem(:other_module, "the library is not for the module #{name}, but for #{Text.some(modules)}")]
+  end
+
+  defp misfits(_report, %{functions: in_library}, %{name: name, functions: functions}) when is_list(functions) do
     lacking = for {function, arity, _} <- in_library, {function, arity} not in functions, do: "#{function}/#{arity}"
     unless_(lacking == [], :misfit, "the library has functions that the module #{name} has not: #{Text.some(lacking)}")
   end
 
-  defp misfits(_entry, _module), do: []
+  defp misfits(_report, _entry, _about), do: []
 
   # ── Loading it ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -333,7 +387,9 @@ defmodule Snakepit.Isolation.Check do
 
   defp not_loaded(_error, _options), do: :load
 
-  defp verdict(%{problems: [%{id: :load_info}]} = check), do: %{check | verdict: :unknown}
+  defp verdict(%{problems: [%{id: id}]} = check) when id in [:load_info, :no_file, :too_long],
+    do: %{check | verdict: :unknown}
+
   defp verdict(%{problems: [_ | _]} = check), do: %{check | verdict: :no}
   defp verdict(%{path: nil} = check), do: %{check | verdict: :unknown}
   defp verdict(check), do: %{check | verdict: :yes}

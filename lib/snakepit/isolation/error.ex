@@ -408,6 +408,15 @@ defmodule Snakepit.Isolation.Error do
      "Pass sandbox: :none to say that you know: the library then runs in a process of its own, with all the rights of this one."}
   end
 
+  # With or without its ending.
+  defp not_loaded(%{because: :no_file, as_given: true, path: path}) do
+    other = if String.ends_with?(path, ".so"), do: "", else: ", and none with the ending .so"
+    {"there is no file #{path}#{other}", "Check the path."}
+  end
+
+  defp not_loaded(%{because: :not_reached} = d),
+    do: {"there is no way to #{d[:path]} (#{d[:message]})", "Check the path, and who may read it."}
+
   defp not_loaded(%{because: :no_file} = d) do
     hint = if d[:with_ending], do: " Leave out the ending .so, as for :erlang.load_nif/2.", else: ""
     {"there is no file #{d[:path]}.so", "Check the path." <> hint}

@@ -71,6 +71,8 @@ defmodule Snakepit.Isolation.Module do
   @doc false
   defmacro __using__(options) do
     quote do
+      # Who looks at the beam without running it finds its options and NIFs there (`DropIn.Source.own/1`).
+      for name <- [:snakepit_isolation, :snakepit_nifs], do: Module.register_attribute(__MODULE__, name, persist: true)
       @snakepit_isolation Snakepit.Isolation.Module.checked!(__MODULE__, unquote(options))
       # The compiler's own attribute: what stands in such a function says nothing about what it returns.
       Module.register_attribute(__MODULE__, :nifs, persist: true, accumulate: true)
@@ -83,6 +85,8 @@ defmodule Snakepit.Isolation.Module do
   defmacro __before_compile__(%{module: module} = env) do
     options = Module.get_attribute(module, :snakepit_isolation)
     nifs = Gates.nifs(env)
+    # The compiler does not keep its own.
+    Module.put_attribute(module, :snakepit_nifs, nifs)
     slot = Rewriter.version_slot(module, {nifs, options})
     definition = %{slot: slot, nifs: nifs, options: options}
 
@@ -213,7 +217,10 @@ defmodule Snakepit.Isolation.Module do
          else: (:error -> false)
   end
 
-  defp configured(options, module) do
+  @doc false
+  # The options that count, of those that it was compiled with and those of its application's configuration.
+  @spec configured(keyword(), module()) :: term()
+  def configured(options, module) do
     configured = Application.get_env(options[:otp_app], module, [])
     if Keyword.keyword?(configured), do: Keyword.merge(options, configured), else: configured
   end

@@ -14,16 +14,19 @@ use std::path::Path;
 /// Seconds of the processor, and of the clock (a file system that does not answer).
 const WORK: libc::rlim_t = 20;
 const CLOCK: libc::c_uint = 60;
-/// Of memory of its own. Files are mapped, and do not count.
-const MEMORY: libc::rlim_t = 1 << 30;
+/// Of memory of its own. Files are mapped, and do not count. Where a machine or container runs out of memory all the same, this process
+/// is to be the one that ends: the largest might be the VM.
+const MEMORY: libc::rlim_t = 128 << 20;
 
 pub fn run(library: &CStr, module: &CStr, vm: &CStr) -> i32 {
     process::default_signals();
     process::no_core();
     process::limited(libc::RLIMIT_CPU, WORK);
     process::limited(libc::RLIMIT_DATA, MEMORY);
+    process::first_when_memory_ends();
     // SAFETY: takes a number only. SIGALRM does what it does by default: it ends the process.
     unsafe { libc::alarm(CLOCK) };
+    process::end_with_input();
     let path = Path::new(OsStr::from_bytes(library.to_bytes()));
     let vm = (!vm.is_empty()).then(|| Path::new(OsStr::from_bytes(vm.to_bytes())));
     let module = module.to_string_lossy();

@@ -7,6 +7,29 @@ use snakepit_host::thread::STACK_BYTES;
 use std::os::fd::RawFd;
 use std::{io, mem, ptr};
 
+/// Ends this process when whoever holds the other end of its input lets go of it. Best effort: only for a pipe.
+pub fn end_with_input() {
+    // SAFETY: plain data, for which zeros are valid, written by the call; numbers only. SIGIO does what it does by default: it ends the
+    // process. Whoever let go before that was asked for is seen by the poll.
+    unsafe {
+        let mut status: libc::stat = mem::zeroed();
+        if libc::fstat(libc::STDIN_FILENO, &raw mut status) < 0 || status.st_mode & libc::S_IFMT != libc::S_IFIFO {
+            return;
+        }
+        let flags = libc::fcntl(libc::STDIN_FILENO, libc::F_GETFL);
+        libc::fcntl(libc::STDIN_FILENO, libc::F_SETOWN, libc::getpid());
+        libc::fcntl(libc::STDIN_FILENO, libc::F_SETFL, flags | libc::O_ASYNC);
+        let mut input = libc::pollfd {
+            fd: libc::STDIN_FILENO,
+            events: 0,
+            revents: 0,
+        };
+        if libc::poll(&raw mut input, 1, 0) > 0 && input.revents & libc::POLLHUP != 0 {
+            leave(crate::exit::DONE);
+        }
+    }
+}
+
 /// Turns the usual `-1` into the error that it stands for.
 pub fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {

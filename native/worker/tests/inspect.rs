@@ -13,8 +13,11 @@ mod library;
 use proptest::prelude::*;
 use snakepit_host::inspect::{Entry, Files, Import, Provider, Report, Surroundings, inspect};
 use snakepit_wire::control::Stage;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 struct Read;
@@ -237,6 +240,83 @@ fn a_huge_file() {
         output.status.success() && output.stdout.starts_with(&[131, 104, 2, 119, 2, b'o', b'k']),
         "{output:?}"
     );
+}
+
+/// Of a library that needs so many functions that nobody has, and one more with this name.
+fn needy(name: &str, count: usize, longest: &str) -> PathBuf {
+    let mut code = format!("void {longest}(void);\nvoid nif_init(void) {{ {longest}(); }}\n");
+    for n in 0..count {
+        writeln!(
+            code,
+            "void a_function_that_nobody_has_{n}(void);\nvoid call_{n}(void) {{ a_function_that_nobody_has_{n}(); }}"
+        )
+        .unwrap();
+    }
+    library::library(name, &code).with_extension("so")
+}
+
+#[test]
+fn names_that_overlap() {
+    let longest = "y".repeat(60_000);
+    let path = needy("overlapping", 2000, &longest);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    // The headers of its segments (2 is the dynamic one), and in that the addresses of strings (5) and symbols (6), which are their places in
+    // the file: they are at its beginning.
+    let headers = word(&bytes, 32);
+    let dynamic = (0..)
+        .map(|n| headers + n * 56)
+        .find(|header| bytes[*header..*header + 4] == [2, 0, 0, 0]);
+    let dynamic = word(&bytes, dynamic.unwrap() + 8);
+    let tag = |tag: usize| {
+        let entry = (0..)
+            .map(|n| dynamic + n * 16)
+            .find(|entry| word(&bytes, *entry) == tag);
+        word(&bytes, entry.unwrap() + 8)
+    };
+    let (strings, symbols) = (tag(5), tag(6));
+    let long = bytes
+        .windows(longest.len())
+        .position(|window| window == longest.as_bytes())
+        .unwrap()
+        - strings;
+    // All that nobody has are called by the end of the long name.
+    for symbol in (1..=2000).map(|n| symbols + n * 24) {
+        assert_eq!(bytes[symbol + 6..symbol + 8], [0, 0]);
+        let name = u32::try_from(long + (symbol - symbols) / 24).unwrap();
+        bytes[symbol..symbol + 4].copy_from_slice(&name.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    refused(&path, "not_a_library", "the names of the symbols that it needs");
+}
+
+/// In the middle of its answer: nobody takes that, and it is longer than a pipe. With what it has said so far.
+fn answering(path: &Path) -> (Child, ChildStdout) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_snakepit_worker"))
+        .arg("check")
+        .arg(path)
+        .args(["", ""])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = child.stdout.take().unwrap();
+    output.read_exact(&mut [0]).unwrap();
+    (child, output)
+}
+
+#[test]
+fn it_is_the_first_to_go_and_ends_with_its_input() {
+    let path = needy("needy", 4000, "nobody_has_this");
+    let (mut child, output) = answering(&path);
+    let of = |what: &str| std::fs::read_to_string(format!("/proc/{}/{what}", child.id())).unwrap();
+    assert_eq!(of("oom_score_adj").trim(), "1000");
+    let limits = of("limits");
+    let data = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
+    assert!(data.split_whitespace().any(|word| word == "134217728"), "{data}");
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().signal(), Some(nix::libc::SIGIO));
+    drop(output);
 }
 
 #[test]

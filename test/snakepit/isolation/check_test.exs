@@ -4,9 +4,9 @@ defmodule Snakepit.Isolation.CheckTest do
 
   import ExUnit.CaptureIO
 
-  alias Snakepit.{DropInFixture, EspressoFixture}
+  alias Snakepit.{DropInFixture, EspressoFixture, OwnFixture}
   alias Snakepit.Isolation.Check
-  alias Snakepit.Isolation.Check.{Differences, Reader}
+  alias Snakepit.Isolation.Check.{Differences, Reader, Text}
 
   @executable Warden.executable()
   # Libraries of Rustler may have to be built first, and that takes a while on a busy machine.
@@ -87,6 +87,27 @@ defmodule Snakepit.Isolation.CheckTest do
     assert problems(check!(temporary_directory("check"))) == [:not_a_library]
     assert problems(check!("/dev/null")) == [:not_a_library]
     assert {:error, %Error{reason: :not_loaded, details: %{because: :no_file}}} = Isolation.check("/nowhere/at/all")
+  end
+
+  test "a path where nothing is, is named as it was given" do
+    words = fn path ->
+      {:error, %Error{} = error} = Isolation.check(path)
+      Exception.message(error)
+    end
+
+    assert words.("/nowhere/jiffy.so") =~ "there is no file /nowhere/jiffy.so."
+    assert words.("/nowhere/jiffy") =~ "there is no file /nowhere/jiffy, and none with the ending .so."
+    circle = Path.join(temporary_directory("check"), "circle.so")
+    File.ln_s!("circle.so", circle)
+    assert words.(circle) =~ "no way to #{circle} (too many levels of symbolic links)"
+    assert words.(Path.rootname(circle)) =~ "no way to #{circle} ("
+  end
+
+  test "only what makes its table when it is loaded has functions that are known then" do
+    assert Text.render(check!(NativeFixture.path(:rustler_0_39))) =~ "known only when it is loaded"
+    check = fixture!(:no_init)
+    assert %{functions: nil, imports: [_ | _]} = check
+    refute Text.render(check) =~ "known only when it is loaded"
   end
 
   test "what is not a target, and not an option" do
@@ -174,6 +195,62 @@ defmodule Snakepit.Isolation.CheckTest do
   test "several libraries for a module" do
     application(:snakepit_adder, [:adder, :adder_again])
     assert %{verdict: :unknown, searched: [_, _]} = check!(:snakepit_adder)
+  end
+
+  # ── Modules of one's own ──────────────────────────────────────────────────────────────────────────────────────
+
+  test "a module that has its library itself is judged by that, and is not loaded" do
+    module = OwnFixture.module([])
+    check = check!(module)
+    assert %{verdict: :yes, target: ^module, problems: [], module: "Elixir.Snakepit.Fixture.Own"} = check
+    assert Path.basename(check.path) == "own.so"
+    assert Text.render(check) =~ "#{inspect(module)} can be isolated"
+    # As in a release, which has its modules without debug_info.
+    file = :code.where_is_file(~c"#{module}.beam")
+    {:ok, beam, _} = :erl_prim_loader.get_file(file)
+    {:ok, stripped} = Mix.Release.strip_beam(beam)
+    File.write!(file, stripped)
+    assert %{verdict: :yes, problems: []} = check!(module)
+    # Not that it has none either.
+    assert {:error, %Error{details: %{because: :isolates_itself}}} = Snakepit.Isolation.DropIn.Source.find(module)
+    refute :erlang.module_loaded(module)
+  end
+
+  test "by the library that its configuration names" do
+    module = OwnFixture.module([])
+    OwnFixture.configure(library: "priv/not_built")
+    assert %{verdict: :unknown, path: nil, problems: [%{id: :no_file, text: text}]} = check = check!(module)
+    assert text =~ "priv/not_built.so" and Check.code(check) == 2
+    assert Text.render(check) =~ text
+    OwnFixture.configure(library: NativeFixture.path(:adder))
+    assert %{verdict: :no, problems: [%{id: :other_module, text: text}]} = check = check!(module)
+    assert text =~ "for snakepit_adder"
+    refute Text.render(check) =~ "known only when it is loaded"
+    OwnFixture.configure(libary: "priv/own")
+    assert {:error, %Error{details: %{key: :libary}}} = Isolation.check(module)
+  end
+
+  test "and by its NIFs" do
+    module = OwnFixture.module([])
+    file = :code.where_is_file(~c"#{module}.beam")
+    Code.put_compiler_option(:ignore_module_conflict, true)
+
+    [{^module, beam}] =
+      Code.compile_quoted(
+        quote do
+          defmodule unquote(module) do
+            use Snakepit.Isolation.Module, otp_app: unquote(OwnFixture.app()), library: "priv/own", sandbox: :none
+            @nifs [add: 2]
+            def add(a, b), do: a + b
+            def os_pid, do: :erlang.nif_error(:nif_not_loaded)
+          end
+        end
+      )
+
+    Code.put_compiler_option(:ignore_module_conflict, false)
+    File.write!(file, beam)
+    assert %{verdict: :no, problems: [%{id: :misfit, text: text}]} = check!(module)
+    assert text =~ "os_pid/0" and not (text =~ "add/2")
   end
 
   # An application in the code path: a module with add/2 only, and copies of the library for it.
@@ -266,6 +343,65 @@ defmodule Snakepit.Isolation.CheckTest do
     assert_no_messages()
   end
 
+  test "a reader that comes to no end" do
+    # It ends with its input.
+    executable = script(temporary_directory("check"), "exec cat")
+    assert {:ok, {:error, :too_long, text}} = Reader.read("x.so", "", executable, 1)
+    assert text =~ "longer than 1 s"
+    # The time is that of all together. On a busy machine not even the first has begun.
+    directory = temporary_directory("check")
+    executable = script(directory, "echo >> #{directory}/started; exec cat")
+    files = ["a.so", "b.so", "c.so"]
+    assert {:ok, [], ^files} = Reader.read_all(files, "", executable, 500)
+    assert File.read(Path.join(directory, "started")) in [{:ok, "\n"}, {:error, :enoent}]
+    executable = script(temporary_directory("check"), "exit 3")
+    assert {:ok, [{"a.so", {:error, :unreadable, _}} | _], []} = Reader.read_all(files, "", executable)
+    assert_no_messages()
+  end
+
+  # 20 bytes, as many as the name has that they replace: an end of the line, ESC, a control character of Unicode, one that turns
+  # the direction of the text.
+  @hostile "\nX is safe.\e[2J\u009B\u202E"
+
+  test "names that would do something to a terminal" do
+    file = Path.join(temporary_directory("check"), "hostile.so")
+    bytes = File.read!(NativeFixture.path(:undefined_symbol) <> ".so")
+    File.write!(file, String.replace(bytes, "enif_that_nobody_has", @hostile))
+    check = check!(file)
+    assert @hostile in for(%{name: name} <- check.imports, do: name)
+    text = capture_io(fn -> assert Check.print(file) == 1 end)
+    assert text =~ "\\x0AX is safe.\\x1B[2J\\x9B\\x{202E}"
+    assert harmless?(text)
+    refute text =~ ~r/^X is safe/m
+    for %{text: text} <- check.problems, do: assert(harmless?(text) and not (text =~ "\n"))
+    json = capture_io(fn -> assert Check.print(file, json: true) == 1 end)
+    assert harmless?(json)
+    assert {:ok, %{"imports" => imports}} = Native.json_decode(String.trim(json))
+    assert @hostile in for(%{"name" => name} <- imports, do: name)
+    # Also in what is said of a path.
+    assert [line, ""] =
+             capture_io(:stderr, fn -> assert Check.print("/nowhere/#{@hostile}") == 2 end) |> String.split("\n")
+
+    assert harmless?(line)
+  end
+
+  defp harmless?(text), do: not (text =~ ~r/[\x{00}-\x{09}\x{0B}-\x{1F}\x{7F}-\x{9F}\x{202E}]/u)
+
+  test "what is shown as it is, and what is not" do
+    for text <- ["a\\b~", "é漢字"], do: assert(Text.plain(text) == text)
+
+    for {text, shown} <- [
+          {"a\xFFb", ~S(a\xFFb)},
+          {"\a\b\t\v\f\r\d", ~S(\x07\x08\x09\x0B\x0C\x0D\x7F)},
+          {"\u200B\u2028\uFEFF\u{10FFFF}", ~S(\x{200B}\x{2028}\x{FEFF}\x{10FFFF})}
+        ] do
+      assert Text.plain(text) == shown
+      assert Text.plain(shown) == shown
+    end
+
+    assert Text.some([String.duplicate("y", 60_000)]) == String.duplicate("y", 256) <> "..."
+  end
+
   defp script(directory, line) do
     path = Path.join(directory, "reader")
     File.write!(path, "#!/bin/sh\n#{line}\n")
@@ -278,6 +414,55 @@ defmodule Snakepit.Isolation.CheckTest do
   test "the rows are about functions that there are" do
     exported = File.read!(@executable)
     for "enif_" <> _ = name <- Differences.symbols(), do: assert(exported =~ name <> <<0>>, name)
+  end
+
+  @readme Path.expand("../../../lib/snakepit/isolation/README.md", __DIR__)
+  # What in the documentation's table no symbol tells of.
+  @no_symbol ["static variables", "calls at the same time", "no term", "large answers"]
+  @rows %{
+    "process" => [:process, :signals],
+    "environment" => [:environment],
+    "schedulers" => [:timeslice],
+    "the VM's books" => [:memory],
+    "time" => [:clock],
+    "CPU time" => [:cpu_time],
+    "existing atoms" => [:existing_atoms],
+    "new atoms" => [:new_atoms],
+    "order of pairs" => [:map_order, :term_to_binary],
+    "internal hash values" => [:hash],
+    "phash2 of objects" => [:hash],
+    "bytes of objects" => [:term_to_binary],
+    "text of objects" => [:term_text],
+    "order of objects" => [:compare],
+    "names from bytes" => [:binary_to_term],
+    "a part beyond a binary" => [:sub_binary],
+    "destructors" => [:resources],
+    "binaries of objects" => [:resource_binary],
+    "who monitors" => [:monitors],
+    "stopped descriptors" => [:select],
+    "pids while it loads" => [:local_pids],
+    "messages to the dead" => [:send],
+    "registered names" => [:whereis],
+    "commands to ports" => [:port_command]
+  }
+
+  test "each row of the documentation's table is seen by its symbols" do
+    [_, table] = Regex.run(~r/^## Where a library can tell\n(.*?)^## /ms, File.read!(@readme))
+    titles = for [_, title] <- Regex.scan(~r/^\| \*\*(.+?)\*\* \|/m, table), do: title
+    assert Enum.sort(titles) == Enum.sort(@no_symbol ++ Map.keys(@rows))
+    for {title, ids} <- @rows, id <- ids, do: assert(id in Differences.ids(), "#{title}: #{id}")
+    named = for [name] <- Regex.scan(~r/enif_[a-z_]+[a-z]/, table), do: name
+    assert Enum.uniq(named) -- Differences.symbols() == []
+  end
+
+  test "what becomes of an upgrade callback" do
+    report = %{imports: [], looked_up: [], rustler: nil}
+    entry = %{upgrade: true, functions: []}
+    assert [%{id: :upgrade, text: text}] = Differences.of(report, entry, nil)
+    assert text =~ "in each worker" and text =~ "isolate/2"
+    assert [%{id: :upgrade, text: text}] = Differences.of(report, entry, :own)
+    assert text =~ "not upgraded"
+    assert Differences.of(report, %{entry | upgrade: false}, nil) == []
   end
 
   test "in words" do
@@ -314,6 +499,8 @@ defmodule Snakepit.Isolation.CheckTest do
       load = ["--load", "--sandbox", "none"]
       assert capture_io(fn -> assert task([path | load]) == :ok end) =~ ~r/loaded .*NIF 2\.\d+/
       capture_io(fn -> assert task([NativeFixture.path(:no_init)]) == {:shutdown, 1} end)
+      # There is a directory of the name, and no module.
+      assert capture_io(:stderr, fn -> assert task(["native"]) == {:shutdown, 2} end) =~ "no such module"
       assert capture_io(fn -> assert task([":lists"]) == {:shutdown, 1} end) =~ ":lists cannot be isolated"
 
       for arguments <- [[], ["a", "b"], [path, "--lod"], [path, "--load"], [path, "--sandbox", "none"], ["No.Such"]] do

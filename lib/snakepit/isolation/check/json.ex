@@ -4,6 +4,7 @@ defmodule Snakepit.Isolation.Check.Json do
   # Elixir has none before 1.18.
 
   alias Snakepit.Isolation.Check
+  alias Snakepit.Isolation.Check.Text
 
   @spec encode(Check.t()) :: String.t()
   def encode(%Check{} = check) do
@@ -42,8 +43,13 @@ defmodule Snakepit.Isolation.Check.Json do
   defp escaped(?"), do: ~S(\")
   defp escaped(?\\), do: ~S(\\)
 
-  defp escaped(character) when character < 32,
-    do: ["\\u", character |> Integer.to_string(16) |> String.pad_leading(4, "0")]
-
-  defp escaped(character), do: <<character::utf8>>
+  # Somebody may look at it in a terminal. Beyond 16 bits it takes two units of UTF-16.
+  defp escaped(character) do
+    if Text.plain?(character),
+      do: <<character::utf8>>,
+      else:
+        for(<<(unit::16 <- <<character::utf16>>)>>,
+          do: ["\\u", unit |> Integer.to_string(16) |> String.pad_leading(4, "0")]
+        )
+  end
 end

@@ -7,8 +7,9 @@ defmodule Snakepit.Isolation.Check.Reader do
   alias Snakepit.Isolation.{Error, Warden}
 
   @most_bytes 16_777_216
-  # Longer than the process gives itself.
+  # For one file longer than the process gives itself; for several, in ms too.
   @timeout 90_000
+  @together 60_000
 
   @type report :: %{
           soname: String.t() | nil,
@@ -21,31 +22,58 @@ defmodule Snakepit.Isolation.Check.Reader do
           needed: [{String.t(), String.t() | nil}]
         }
 
+  @type read :: {:ok, report()} | {:error, atom(), String.t()}
+
   @stages [:not_found, :open, :not_a_library, :wrong_architecture]
 
   @doc "What a file is; the outer error is that it could not be asked."
-  @spec read(Path.t(), String.t(), Path.t()) ::
-          {:ok, {:ok, report()} | {:error, atom(), String.t()}} | {:error, Error.t()}
-  def read(file, module, executable \\ Warden.executable()) do
-    task = Task.async(fn -> run(executable, ["check", file, module, "/proc/#{System.pid()}/exe"]) end)
+  @spec read(Path.t(), String.t(), Path.t(), timeout :: pos_integer()) :: {:ok, read()} | {:error, Error.t()}
+  def read(file, module, executable \\ Warden.executable(), timeout \\ @timeout) do
+    task = Task.async(fn -> run(executable, ["check", file, module, "/proc/#{System.pid()}/exe"], timeout) end)
 
     case Task.await(task, :infinity) do
       {:ok, output} -> {:ok, decoded(output)}
+      {:late, how} -> {:ok, {:error, :too_long, "reading it #{how}"}}
       {:ended, how} -> {:ok, {:error, :unreadable, "reading it #{how}: it is damaged, or made to do harm"}}
       {:error, _} = error -> error
     end
   end
 
+  @doc "Several files, one after the other, and those for which there was no time."
+  @spec read_all([Path.t()], String.t(), Path.t(), timeout :: pos_integer()) ::
+          {:ok, [{Path.t(), read()}], [Path.t()]} | {:error, Error.t()}
+  def read_all(files, module, executable \\ Warden.executable(), timeout \\ @together),
+    do: read_all(files, [], module, executable, now() + timeout)
+
+  defp read_all([], done, _module, _executable, _deadline), do: {:ok, Enum.reverse(done), []}
+
+  defp read_all([file | rest] = left, done, module, executable, deadline) do
+    with time when time > 0 <- deadline - now(),
+         {:ok, read} <- read(file, module, executable, min(time, @timeout)) do
+      # Told of one that was broken off: that the time was over, not that there was anything wrong with it.
+      if match?({:error, :too_long, _}, read) and now() >= deadline,
+        do: {:ok, Enum.reverse(done), left},
+        else: read_all(rest, [{file, read} | done], module, executable, deadline)
+    else
+      {:error, error} -> {:error, error}
+      _over -> {:ok, Enum.reverse(done), left}
+    end
+  end
+
+  defp now, do: System.monotonic_time(:millisecond)
+
   # ── The process ───────────────────────────────────────────────────────────────────────────────────────────────
 
   # Looked at first: OTP 25 loses a descriptor when it finds nothing there.
-  defp run(executable, arguments) do
-    if File.regular?(executable), do: start(executable, arguments), else: {:error, not_started(executable, :enoent)}
+  defp run(executable, arguments, timeout) do
+    if File.regular?(executable),
+      do: start(executable, arguments, timeout),
+      else: {:error, not_started(executable, :enoent)}
   end
 
-  defp start(executable, arguments) do
+  defp start(executable, arguments, timeout) do
     port = Port.open({:spawn_executable, executable}, [:binary, :exit_status, :hide, args: arguments])
-    collect(port, [], 0, System.monotonic_time(:millisecond) + @timeout)
+    collect(port, [], 0, {now() + timeout, timeout})
   rescue
     error in ErlangError -> {:error, not_started(executable, error.original)}
   end
@@ -55,7 +83,7 @@ defmodule Snakepit.Isolation.Check.Reader do
     Error.new(:not_loaded, nil, nil, %{because: :executable, path: executable, message: message})
   end
 
-  defp collect(port, output, bytes, deadline) do
+  defp collect(port, output, bytes, {until, timeout} = deadline) do
     receive do
       {^port, {:data, data}} when bytes + byte_size(data) <= @most_bytes ->
         collect(port, [output, data], bytes + byte_size(data), deadline)
@@ -74,9 +102,10 @@ defmodule Snakepit.Isolation.Check.Reader do
       {^port, {:exit_status, status}} ->
         {:ended, Error.end_in_words(Error.status({:exit, status}))}
     after
-      max(deadline - System.monotonic_time(:millisecond), 0) ->
+      max(until - now(), 0) ->
+        # It ends with its input.
         Port.close(port)
-        {:ended, "took longer than #{div(@timeout, 1000)} s"}
+        {:late, "took longer than #{div(timeout + 999, 1000)} s"}
     end
   end
 

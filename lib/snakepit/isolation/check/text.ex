@@ -6,6 +6,8 @@ defmodule Snakepit.Isolation.Check.Text do
 
   # In one line.
   @most 12
+  # Of a name's characters. C++ has longer ones.
+  @longest 256
 
   @spec render(Check.t()) :: String.t()
   def render(%Check{} = check) do
@@ -16,17 +18,47 @@ defmodule Snakepit.Isolation.Check.Text do
       section(check, "What differs", :differs)
     ]
     |> Enum.concat()
-    |> Enum.join("\n")
-    |> printable()
+    # Before they are joined: then each end of a line is ours.
+    |> Enum.map_join("\n", &plain/1)
   end
+
+  @doc """
+  Text for a terminal, in one line: names come out of somebody's file, who may have made them to say something else than they are. Control characters,
+  ends of lines, what has no width or turns the direction of the text, and what is not UTF-8 are escaped. Doing it twice changes nothing.
+  """
+  @spec plain(binary()) :: String.t()
+  def plain(text) when is_binary(text), do: text |> plain([]) |> IO.iodata_to_binary()
+
+  defp plain(<<character::utf8, rest::binary>>, done),
+    do: plain(rest, [done | if(plain?(character), do: <<character::utf8>>, else: escaped(character))])
+
+  defp plain(<<byte, rest::binary>>, done), do: plain(rest, [done | escaped(byte)])
+  defp plain("", done), do: done
+
+  @doc "Whether a character shows as itself."
+  @spec plain?(char()) :: boolean()
+  def plain?(character) when character in 32..126, do: true
+  def plain?(character) when character <= 160, do: false
+  # Control, format, not assigned, of private use; separators of lines and paragraphs.
+  def plain?(character), do: not Regex.match?(~r/[\p{C}\p{Zl}\p{Zp}]/u, <<character::utf8>>)
+
+  defp escaped(character) when character <= 255, do: "\\x" <> hexadecimal(character)
+  defp escaped(character), do: "\\x{#{hexadecimal(character)}}"
+
+  defp hexadecimal(number), do: number |> Integer.to_string(16) |> String.pad_leading(2, "0")
 
   @doc "Names, and how many more there are."
   @spec some([String.t()]) :: String.t()
   def some(names) do
     case Enum.split(names, @most) do
-      {names, []} -> Enum.join(names, ", ")
-      {names, more} -> "#{Enum.join(names, ", ")} and #{length(more)} more"
+      {names, []} -> Enum.map_join(names, ", ", &short/1)
+      {names, more} -> "#{Enum.map_join(names, ", ", &short/1)} and #{length(more)} more"
     end
+  end
+
+  defp short(name) do
+    name = plain(name)
+    if String.length(name) <= @longest, do: name, else: String.slice(name, 0, @longest) <> "..."
   end
 
   defp headline(%{verdict: :yes, loaded: %{}} = check), do: ["#{name(check)} can be isolated: a worker has loaded it."]
@@ -36,6 +68,9 @@ defmodule Snakepit.Isolation.Check.Text do
 
   defp headline(%{verdict: :no} = check),
     do: ["#{name(check)} cannot be isolated:" | for(%{text: text} <- check.problems, do: "  - " <> text)]
+
+  defp headline(%{verdict: :unknown, problems: [%{id: id, text: text}]} = check) when id in [:no_file, :too_long],
+    do: ["#{name(check)}: not known whether it can be isolated:", "  - " <> text]
 
   defp headline(%{verdict: :unknown, problems: [%{text: text}]} = check),
     do: ["#{name(check)} may be isolated, as far as can be seen without running it; it was not loaded:", "  - " <> text]
@@ -78,8 +113,13 @@ defmodule Snakepit.Isolation.Check.Text do
       for {what, text} when text not in [nil, false, ""] <- lines, do: "  #{String.pad_trailing(what, 13)} #{text}"
   end
 
+  # Only what makes the table when it is loaded has it then.
   defp functions(%{functions: nil, imports: []}), do: nil
-  defp functions(%{functions: nil}), do: "known only when it is loaded: it makes their table then (--load)"
+
+  defp functions(%{functions: nil, problems: problems}) do
+    unless Enum.any?(problems, &(&1.id in [:no_init, :other_module])),
+      do: "known only when it is loaded: it makes their table then (--load)"
+  end
 
   defp functions(%{functions: functions}) do
     names =
@@ -136,11 +176,4 @@ defmodule Snakepit.Isolation.Check.Text do
 
   defp line(%{text: text, because: []}), do: "  - " <> text
   defp line(%{text: text, because: because}), do: "  - #{text} (#{some(because)})"
-
-  # Names come out of somebody's file, and this goes to a terminal.
-  defp printable(text) do
-    for <<character::utf8 <- text>>, into: "" do
-      if character == ?\n or String.printable?(<<character::utf8>>), do: <<character::utf8>>, else: "?"
-    end
-  end
 end

@@ -64,16 +64,18 @@ defmodule Snakepit.Isolation.DropIn.Source do
   end
 
   defp parse(module, file, beam) do
-    with {:ok, forms} <- forms(module, file, beam),
-         {:ok, {^module, chunks}} <- :beam_lib.chunks(beam, [:exports, :attributes, :compile_info]),
-         :ok <- others(module, chunks[:exports]) do
+    # First who has made it: nothing that is said of its debug_info would be of use.
+    with {:ok, {^module, exports: exports}} <- :beam_lib.chunks(beam, [:exports]),
+         :ok <- others(module, exports),
+         {:ok, forms} <- forms(module, file, beam),
+         {:ok, {^module, chunks}} <- :beam_lib.chunks(beam, [:attributes, :compile_info]) do
       {:ok,
        %__MODULE__{
          module: module,
          file: file,
          beam: beam,
          forms: forms,
-         exports: chunks[:exports],
+         exports: exports,
          attributes: chunks[:attributes],
          compile: chunks[:compile_info]
        }}
@@ -86,6 +88,22 @@ defmodule Snakepit.Isolation.DropIn.Source do
 
   # Snakepit.Isolation.Module has made it.
   defp others(module, exports), do: if({:__isolation__, 0} in exports, do: refuse(module, :isolates_itself), else: :ok)
+
+  @doc "NIFs and options of a module that uses Snakepit.Isolation.Module, as its beam has them. Nothing of it is loaded."
+  @spec own(module()) :: {:ok, [{atom(), arity()}], term()} | :error
+  def own(module) do
+    # Also of one that is cover-compiled.
+    with [_ | _] = file <- :code.where_is_file(to_charlist(module) ++ ~c".beam"),
+         {:ok, beam, _} <- :erl_prim_loader.get_file(file),
+         {:ok, {^module, exports: exports, attributes: attributes}} <- :beam_lib.chunks(beam, [:exports, :attributes]),
+         true <- {:__isolation__, 0} in exports,
+         {:ok, nifs} <- Keyword.fetch(attributes, :snakepit_nifs),
+         {:ok, options} <- Keyword.fetch(attributes, :snakepit_isolation) do
+      {:ok, nifs, options}
+    else
+      _ -> :error
+    end
+  end
 
   # Of Erlang and Elixir alike: the debug_info chunk names whoever makes abstract code of it.
   defp forms(module, file, beam) do

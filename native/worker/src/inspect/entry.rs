@@ -4,6 +4,7 @@
 //! It is found by its VM variant: a pointer to `beam.vanilla`, at a fixed place behind fields that all have to make sense.
 
 use super::image::Image;
+use super::names::Names;
 use super::pointers::Pointers;
 use std::collections::HashSet;
 
@@ -51,18 +52,18 @@ pub struct Entry {
 }
 
 /// All that the library has.
-pub fn find(image: &Image<'_>, pointers: &Pointers) -> Vec<Entry> {
+pub fn find(image: &Image<'_>, pointers: &Pointers, names: &mut Names) -> Vec<Entry> {
     let vanilla = |target| image.string(target, VANILLA.len()) == Some(VANILLA);
     pointers
         .to(vanilla)
         .into_iter()
         .take(MOST_PLACES)
-        .filter_map(|place| read(image, pointers, place.checked_sub(VARIANT)?))
+        .filter_map(|place| read(image, pointers, place.checked_sub(VARIANT)?, names))
         .take(MOST_ENTRIES)
         .collect()
 }
 
-fn read(image: &Image<'_>, pointers: &Pointers, at: u64) -> Option<Entry> {
+fn read(image: &Image<'_>, pointers: &Pointers, at: u64, names: &mut Names) -> Option<Entry> {
     // What lies inside of it is not beyond the end of the address space.
     at.checked_add(MIN_ERTS + 8)?;
     let (major, minor) = (image.u32(at)?, image.u32(at + 4)?);
@@ -77,7 +78,7 @@ fn read(image: &Image<'_>, pointers: &Pointers, at: u64) -> Option<Entry> {
     let functions = if count == 0 {
         Vec::new()
     } else {
-        functions(image, pointers, pointers.here(at + TABLE)?, count, minor)?
+        functions(image, pointers, pointers.here(at + TABLE)?, count, minor, names)?
     };
     // A callback is code, of this library or of another, or it is not there.
     let callback = |place: u64| match pointers.at(at + place) {
@@ -97,7 +98,14 @@ fn read(image: &Image<'_>, pointers: &Pointers, at: u64) -> Option<Entry> {
     })
 }
 
-fn functions(image: &Image<'_>, pointers: &Pointers, table: u64, count: u32, minor: u32) -> Option<Vec<Function>> {
+fn functions(
+    image: &Image<'_>,
+    pointers: &Pointers,
+    table: u64,
+    count: u32,
+    minor: u32,
+    names: &mut Names,
+) -> Option<Vec<Function>> {
     // From 2.7 on with flags.
     let stride = if minor >= 7 { 32 } else { 24 };
     let mut seen = HashSet::new();
@@ -109,9 +117,11 @@ fn functions(image: &Image<'_>, pointers: &Pointers, table: u64, count: u32, min
             let arity = image.u32(at + 8).filter(|arity| *arity <= 255)?;
             pointers.at(at + 16)?;
             let dirty = if minor >= 7 { image.u32(at + 24)? } else { 0 };
-            if dirty > 2 || !seen.insert((name.clone(), arity)) {
+            // Kept twice.
+            if dirty > 2 || !seen.insert((names.keep(&name)?, arity)) {
                 return None;
             }
+            let name = names.keep(&name)?;
             Some(Function { name, arity, dirty })
         })
         .collect()

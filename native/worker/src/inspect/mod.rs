@@ -5,6 +5,7 @@
 
 mod entry;
 mod image;
+mod names;
 mod needed;
 mod pointers;
 mod symbols;
@@ -14,11 +15,13 @@ pub use entry::{Entry, Function};
 
 use crate::host::elf::Unfit;
 use image::Image;
+use names::Names;
 use needed::Places;
 use pointers::Pointers;
 use snakepit_wire::control::Stage;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use symbols::Symbols;
 
 /// All libraries that a library needs, and those that they need.
@@ -87,7 +90,8 @@ pub fn inspect(bytes: &[u8], around: &Surroundings<'_>, files: &impl Files) -> R
     let nif_init = symbols
         .visible()
         .any(|symbol| symbol.defined && symbol.name == b"nif_init");
-    let entries = entry::find(&image, &Pointers::read(&image, &symbols));
+    let mut names = Names::default();
+    let entries = entry::find(&image, &Pointers::read(&image, &symbols), &mut names);
     let ours = exports(files.open(Path::new("/proc/self/exe")));
     let looked_up = words::looked_up(&image, &symbols)
         .into_iter()
@@ -96,7 +100,10 @@ pub fn inspect(bytes: &[u8], around: &Surroundings<'_>, files: &impl Files) -> R
             (name, present)
         })
         .collect();
-    let wanted = imports(&symbols);
+    let Some(wanted) = imports(&symbols, &mut names) else {
+        let message = "the names of the symbols that it needs take more than any library's".to_owned();
+        return Err((Stage::NotALibrary, message));
+    };
     let (found, needed) = providers(&image, &symbols, around.path, &wanted, files);
     let vm = exports(around.vm.and_then(|path| files.open(path)));
     let from = |name: &String| {
@@ -130,14 +137,14 @@ pub fn inspect(bytes: &[u8], around: &Surroundings<'_>, files: &impl Files) -> R
     })
 }
 
-/// What a library imports, and whether it does without.
-fn imports(symbols: &Symbols<'_>) -> BTreeMap<String, bool> {
+/// What a library imports, and whether it does without. None: too much.
+fn imports(symbols: &Symbols<'_>, names: &mut Names) -> Option<BTreeMap<String, bool>> {
     let mut all = BTreeMap::new();
     for symbol in symbols.visible().filter(|symbol| !symbol.defined) {
-        let name = String::from_utf8_lossy(symbol.name).into_owned();
+        let name = names.keep(&String::from_utf8_lossy(symbol.name))?;
         *all.entry(name).or_insert(true) &= symbol.weak;
     }
-    all
+    Some(all)
 }
 
 /// What an executable has for libraries.
@@ -171,16 +178,18 @@ fn providers(
     let mut found = BTreeMap::new();
     let mut needed = Vec::new();
     let mut seen = BTreeSet::new();
-    let search = symbols.search_path(image);
-    let mut queue: VecDeque<(String, PathBuf, Option<String>)> = symbols
-        .needed(image)
-        .into_iter()
-        .map(|name| (name, path.to_owned(), search.clone()))
-        .collect();
-    while let Some((name, by, search)) = queue.pop_front() {
-        if seen.len() >= MOST_LIBRARIES || !seen.insert(name.clone()) {
-            continue;
+    let mut queue = VecDeque::new();
+    let mut enqueue = |image: &Image<'_>, symbols: &Symbols<'_>, by: &Path, queue: &mut VecDeque<_>| {
+        // Shared by all that this one needs: it may be long.
+        let search: Option<Rc<str>> = symbols.search_path(image).map(Rc::from);
+        for name in symbols.needed(image) {
+            if seen.len() < MOST_LIBRARIES && seen.insert(name.clone()) {
+                queue.push_back((name, by.to_owned(), search.clone()));
+            }
         }
+    };
+    enqueue(image, symbols, path, &mut queue);
+    while let Some((name, by, search)) = queue.pop_front() {
         let place = places.find(&name, &by, search.as_deref());
         let bytes = place.as_deref().and_then(|place| files.open(place));
         needed.push((name.clone(), place.clone()));
@@ -195,13 +204,7 @@ fn providers(
                 found.entry(symbol.to_owned()).or_insert_with(|| name.clone());
             }
         }
-        let search = symbols.search_path(&image);
-        queue.extend(
-            symbols
-                .needed(&image)
-                .into_iter()
-                .map(|name| (name, place.clone(), search.clone())),
-        );
+        enqueue(&image, &symbols, &place, &mut queue);
     }
     (found, needed)
 }

@@ -14,6 +14,8 @@ pub const MOST_SYMBOLS: usize = 4 << 20;
 /// C++ has long names.
 const LONGEST_NAME: usize = 64 << 10;
 const MOST_NEEDED: usize = 512;
+/// Of another library; longer ones cannot be opened.
+const LONGEST_FILE: usize = libc::PATH_MAX as usize;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Symbol<'a> {
@@ -69,35 +71,39 @@ impl<'a> Symbols<'a> {
     }
 
     fn string(&self, offset: u64) -> Option<&'a [u8]> {
-        terminated(self.strings.get(usize::try_from(offset).ok()?..)?, LONGEST_NAME)
+        self.text(offset, LONGEST_NAME)
+    }
+
+    fn text(&self, offset: u64, most: usize) -> Option<&'a [u8]> {
+        terminated(self.strings.get(usize::try_from(offset).ok()?..)?, most)
     }
 
     /// The texts of a tag of the dynamic segment.
-    fn texts(&self, image: &Image<'a>, tag: i64) -> Vec<String> {
+    fn texts(&self, image: &Image<'a>, tag: i64, most: usize) -> Vec<String> {
         image
             .dynamic
             .iter()
             .filter(|(found, _)| *found == tag)
             .take(MOST_NEEDED)
-            .filter_map(|(_, offset)| self.string(*offset))
+            .filter_map(|(_, offset)| self.text(*offset, most))
             .map(|text| String::from_utf8_lossy(text).into_owned())
             .collect()
     }
 
     /// The libraries that it needs, by the names that it has for them.
     pub fn needed(&self, image: &Image<'a>) -> Vec<String> {
-        self.texts(image, DT_NEEDED)
+        self.texts(image, DT_NEEDED, LONGEST_FILE)
     }
 
     pub fn soname(&self, image: &Image<'a>) -> Option<String> {
-        self.texts(image, DT_SONAME).pop()
+        self.texts(image, DT_SONAME, LONGEST_FILE).pop()
     }
 
     /// Where it wants them to be looked for. The older of the two tags counts only without the newer one.
     pub fn search_path(&self, image: &Image<'a>) -> Option<String> {
-        self.texts(image, DT_RUNPATH)
+        self.texts(image, DT_RUNPATH, LONGEST_NAME)
             .pop()
-            .or_else(|| self.texts(image, DT_RPATH).pop())
+            .or_else(|| self.texts(image, DT_RPATH, LONGEST_NAME).pop())
     }
 
     /// Where its names lie, as an address range within the file's bytes.
