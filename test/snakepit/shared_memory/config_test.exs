@@ -154,12 +154,14 @@ defmodule Snakepit.SharedMemory.ConfigTest do
 
   test "a bad configuration stops the application with a message, enabled: false and no library do not" do
     Application.put_env(:snakepit_shm, :max_regoins, 7)
+    on_exit(fn -> Application.delete_env(:snakepit_shm, :max_regoins) end)
 
-    assert {:error, {%Error{reason: :invalid_config} = error, []}} =
+    # The stack trace makes it an exception to the one who prints the start's failure: without one it is inspected.
+    assert {:error, {%Error{reason: :invalid_config} = error, [_ | _] = stacktrace}} =
              Snakepit.SharedMemory.Application.start(:normal, [])
 
     assert Exception.message(error) =~ ":max_regoins: unknown key. Did you mean :max_regions?"
-    Application.delete_env(:snakepit_shm, :max_regoins)
+    assert Exception.format_exit({error, stacktrace}) =~ Exception.message(error)
   end
 
   test "performance_monitoring: false keeps no times" do
