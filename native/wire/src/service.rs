@@ -19,8 +19,8 @@ pub const MESSAGE_HEAD: usize = 8;
 pub const PIECE: usize = 16 << 10;
 /// References asked for, and names kept or dropped, at once.
 pub const NAMES: usize = 256;
-/// The longest registered name: 255 characters.
-pub const REGISTERED: usize = 1020;
+/// The longest atom, and so the longest registered name: 255 characters.
+pub const ATOM: usize = 1020;
 /// The longest external format of a pid, port or reference: a node's name and some numbers.
 pub const KEY: usize = 2048;
 /// The longest external format of an integer that the VM makes.
@@ -53,6 +53,8 @@ pub enum Request {
     },
     /// `enif_whereis_pid`, `enif_whereis_port`: `Names` with one, `No`, or `Refused` without a grant.
     WhereIs { request: u32, port: bool, name: String },
+    /// `enif_make_existing_atom`, of an atom that the worker does not know: `Yes` or `No`.
+    Exists { request: u32, name: String },
     /// `enif_is_process_alive`, `enif_is_port_alive`: `Yes` or `No`.
     IsAlive { request: u32, name: Named },
     /// `enif_make_ref`: `Names` with new references, `count` or as many as there is room for. Each stays until it is dropped.
@@ -162,7 +164,7 @@ impl Message for Request {
         match self {
             Self::Part { bytes, .. } => bound("bytes", bytes.len(), PIECE),
             Self::Send { term, .. } | Self::Command { term, .. } => bound("term", term.len(), PIECE),
-            Self::WhereIs { name, .. } => bound("name", name.len(), REGISTERED),
+            Self::WhereIs { name, .. } | Self::Exists { name, .. } => bound("name", name.len(), ATOM),
             Self::References { count, .. } => bound("count", usize::try_from(*count).unwrap_or(usize::MAX), NAMES),
             Self::Keep { names } | Self::Drop { names, .. } => bound("names", names.len(), NAMES),
             Self::IsAlive { .. }

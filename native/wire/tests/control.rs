@@ -11,7 +11,7 @@ use snakepit_wire::control::{
     Loaded, MESSAGE, MISSING, Message, NUMBERS, PACKET, PATH, Process, RELEASES, SYMBOL, Stage, Status, System,
     ToWarden, ToWorker, VERSION, VERSION_TEXT, decode, encode,
 };
-use snakepit_wire::service::{self, INTEGER, KEY, Keyed, NAMES, Named, PIECE, REGISTERED, Reply, Request};
+use snakepit_wire::service::{self, ATOM, INTEGER, KEY, Keyed, NAMES, Named, PIECE, Reply, Request};
 use snakepit_wire::{Limits, Name, NameKind};
 
 fn to_warden() -> impl Strategy<Value = ToWarden> {
@@ -152,6 +152,7 @@ fn request() -> impl Strategy<Value = Request> {
             port,
             name
         }),
+        (number(), "[a-z_é]{0,30}").prop_map(|(request, name)| Request::Exists { request, name }),
         (number(), named()).prop_map(|(request, name)| Request::IsAlive { request, name }),
         (number(), 0..=NAMES as u32).prop_map(|(request, count)| Request::References { request, count }),
         (number(), number()).prop_map(|(request, properties)| Request::Unique { request, properties }),
@@ -482,7 +483,11 @@ fn requests_and_replies_are_bounded() {
         Request::WhereIs {
             request: 1,
             port: false,
-            name: "a".repeat(REGISTERED + 1),
+            name: "a".repeat(ATOM + 1),
+        },
+        Request::Exists {
+            request: 1,
+            name: "a".repeat(ATOM + 1),
         },
         Request::References {
             request: 1,

@@ -307,6 +307,45 @@ fn registered_names_are_looked_up() {
 }
 
 #[test]
+fn atoms_of_the_vm_are_there_though_the_worker_has_not_met_them() {
+    let warden = Warden::start();
+    let worker = serving(&warden);
+    let text = |text: &str| Value::list(text.bytes().map(|byte| int(byte.into())));
+    let longest = "x".repeat(255);
+    for name in ["only in the vm", "only in bytes", &longest] {
+        worker.vm.lock().unwrap().atoms.insert(name.to_owned());
+    }
+    let asked = |worker: &Worker| worker.said().requests.len();
+
+    assert_eq!(
+        worker.ask("existing", &[text("only in the vm")]),
+        Value::atom("only in the vm")
+    );
+    assert_eq!(worker.ask("existing", &[text(&longest)]), Value::atom(&longest));
+    assert_eq!(asked(&worker), 2);
+    // Now it has met them, and nobody is asked for what no atom can be.
+    worker.ask("existing", &[text("only in the vm")]);
+    assert_eq!(worker.ask("existing", &[text(&"x".repeat(256))]), int(0));
+    assert_eq!(asked(&worker), 0);
+    // One that there is not may be made later.
+    for _ in 0..2 {
+        assert_eq!(worker.ask("existing", &[text("nowhere")]), int(0));
+    }
+    assert_eq!(asked(&worker), 2);
+
+    let bytes = |name: &str| {
+        let mut bytes = vec![131, 119, name.len() as u8];
+        bytes.extend_from_slice(name.as_bytes());
+        Value::Binary(bytes)
+    };
+    assert_eq!(
+        worker.ask("read_safe", &[bytes("only in bytes")]),
+        Value::atom("only in bytes")
+    );
+    assert_eq!(worker.ask("read_safe", &[bytes("nowhere")]), int(0));
+}
+
+#[test]
 fn the_callers_pid_is_printed_as_the_vm_prints_it() {
     let warden = Warden::start();
     let worker = serving(&warden);

@@ -426,7 +426,6 @@ defmodule Snakepit.Isolation.CheckTest do
     "the VM's books" => [:memory],
     "time" => [:clock],
     "CPU time" => [:cpu_time],
-    "existing atoms" => [:existing_atoms],
     "new atoms" => [:new_atoms],
     "order of pairs" => [:map_order, :term_to_binary],
     "internal hash values" => [:hash],

@@ -122,15 +122,6 @@ defmodule Snakepit.Isolation.DifferencesTest do
 
     # ── Terms ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    test "existing atoms", %{vm: vm} do
-      library = load()
-      atom = :"never seen by the worker"
-      assert vm.existing("never seen by the worker") == atom
-      assert call!(library, :existing, ["never seen by the worker"]) == :undefined
-      assert call!(library, :internal_hash, [atom]) > 0
-      assert call!(library, :existing, ["never seen by the worker"]) == atom
-    end
-
     test "new atoms", %{vm: vm} do
       library = load()
       made = fn text -> match?({:ok, _}, existing(text)) end

@@ -481,6 +481,19 @@ defmodule Snakepit.Isolation.ServiceTest do
     end
   end
 
+  test "atoms exist when they do in the VM" do
+    library = load!(:services, workers: 2)
+    existing = &call!(library, :existing, [&1])
+    assert existing.('only in the' ++ ' VM') == :"only in the VM"
+
+    # Not made by asking, and there as soon as the VM has it.
+    name = "made later #{System.unique_integer([:positive])}"
+    for _ <- 1..4, do: assert(existing.(to_charlist(name)) == 0)
+    assert_raise ArgumentError, fn -> String.to_existing_atom(name) end
+    atom = String.to_atom(name)
+    for _ <- 1..4, do: assert(existing.(to_charlist(name)) == atom)
+  end
+
   test "integers that are unique" do
     library = load!(:services)
     integers = for n <- 1..200, do: call!(library, :unique, [rem(n, 4)])

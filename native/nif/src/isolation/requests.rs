@@ -170,6 +170,10 @@ impl Intake {
                 let reply = self.whereis(&worker, raw, port, &name);
                 answer(request, reply);
             }
+            Request::Exists { request, name } => {
+                let atom = terms::existing_atom(self.env.as_c_arg(), &name);
+                answer(request, if atom.is_some() { Reply::Yes } else { Reply::No });
+            }
             Request::IsAlive { request, name } => answer(request, is_alive(&worker, raw, name.0)?),
             Request::References { request, count } => {
                 let reply = self.references(&worker, count);

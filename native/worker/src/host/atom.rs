@@ -2,7 +2,9 @@
 //!
 //! Reading a text by its number takes no lock: texts lie in pages that never move.
 
+use super::service;
 use super::term::Term;
+use snakepit_wire::service::{Reply, Request};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -105,6 +107,22 @@ pub fn existing(text: &str) -> Option<Term> {
     })
 }
 
+/// The atom with this text, if there is one already, here or in the VM.
+pub fn existing_in_vm(text: &str) -> Option<Term> {
+    existing(text).or_else(|| ask(text))
+}
+
+#[cold]
+fn ask(text: &str) -> Option<Term> {
+    let name = is_short(text).then(|| text.to_owned())?;
+    let reply = service::ask(|request| Request::Exists { request, name })?;
+    (reply == Reply::Yes).then(|| add(text))?
+}
+
+fn is_short(text: &str) -> bool {
+    text.len() <= CHARACTERS || text.chars().count() <= CHARACTERS
+}
+
 const RECENT: usize = 256;
 
 thread_local! {
@@ -120,7 +138,7 @@ pub fn make(text: &str) -> Option<Term> {
 
 #[cold]
 fn add(text: &str) -> Option<Term> {
-    if text.len() > CHARACTERS && text.chars().count() > CHARACTERS {
+    if !is_short(text) {
         return None;
     }
     let mut numbers = NUMBERS.write().unwrap_or_else(PoisonError::into_inner);

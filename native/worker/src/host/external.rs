@@ -382,7 +382,7 @@ impl<'a> Walk<'a> {
             } else {
                 std::str::from_utf8(text).ok()?.into()
             };
-            atom::existing(&text)
+            atom::existing_in_vm(&text)
         };
         if self.safe && there().is_none() {
             return Err(Wrong::Malformed);

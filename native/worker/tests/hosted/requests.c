@@ -155,6 +155,24 @@ NIF(whereis)
     return ATOM("undefined");
 }
 
+NIF(existing)
+{
+    char name[1100];
+    ERL_NIF_TERM atom;
+    if (enif_get_string(env, argv[0], name, sizeof name, ERL_NIF_LATIN1) <= 0)
+        return enif_make_badarg(env);
+    return enif_make_existing_atom(env, name, &atom, ERL_NIF_LATIN1) ? atom : enif_make_int(env, 0);
+}
+
+NIF(read_safe)
+{
+    ErlNifBinary bytes;
+    ERL_NIF_TERM term;
+    if (!enif_inspect_binary(env, argv[0], &bytes))
+        return enif_make_badarg(env);
+    return enif_binary_to_term(env, bytes.data, bytes.size, &term, ERL_NIF_BIN2TERM_SAFE) ? term : enif_make_int(env, 0);
+}
+
 NIF(printed_self)
 {
     ErlNifPid pid;
@@ -315,7 +333,7 @@ static void unload(ErlNifEnv *env, void *priv_data)
 static ErlNifFunc functions[] = {
     {"echo", 1, echo}, {"bind", 1, bind}, {"send", 3, send}, {"send_env", 2, send_env}, {"send_thread", 0, send_thread},
     {"port_command", 2, port_command}, {"refs", 1, refs}, {"unique", 1, unique}, {"alive", 1, alive},
-    {"whereis", 1, whereis}, {"printed_self", 0, printed_self}, {"keep", 1, keep}, {"kept_term", 0, kept_term},
+    {"whereis", 1, whereis}, {"existing", 1, existing}, {"read_safe", 1, read_safe}, {"printed_self", 0, printed_self}, {"keep", 1, keep}, {"kept_term", 0, kept_term},
     {"keep_new", 0, keep_new}, {"forget", 0, forget}, {"object", 1, object}, {"monitor", 2, monitor},
     {"demonitor", 1, demonitor}, {"monitor_plain", 0, monitor_plain},
     {"pipe", 0, pipe_}, {"select", 5, select_}, {"select_message", 2, select_message}, {"write_end", 1, write_end},

@@ -24,6 +24,8 @@ pub struct Vm {
     pub dead: HashSet<u32>,
     /// Registered names.
     pub registered: HashMap<String, Name>,
+    /// Atoms that the worker may not have met.
+    pub atoms: HashSet<String>,
     /// References that were made and not dropped, and how many there may be; 0: any number.
     pub made: Vec<Named>,
     pub places: usize,
@@ -188,6 +190,10 @@ impl Vm {
                     found.map_or(Reply::No, |name| Reply::Names(vec![keyed(name)])),
                 )
             }
+            Request::Exists { request, name } => {
+                let exists = self.atoms.contains(name);
+                (*request, if exists { Reply::Yes } else { Reply::No })
+            }
             Request::IsAlive { request, name } => (*request, self.lives(*name)),
             Request::References { request, count }
                 if self.places > 0 && self.made.len() + *count as usize > self.places =>
@@ -311,6 +317,7 @@ impl Worker {
         let next = Vm {
             dead: vm.dead.clone(),
             registered: vm.registered.clone(),
+            atoms: vm.atoms.clone(),
             made: vm.made.clone(),
             places: vm.places,
             references: vm.references,

@@ -45,7 +45,7 @@ unsafe fn make_new(name: &[u8], encoding: c_int, atom: *mut Term) -> c_int {
 }
 
 unsafe fn existing(name: &[u8], encoding: c_int, atom: *mut Term) -> c_int {
-    match decoded(name, encoding).and_then(|text| atom::existing(&text)) {
+    match decoded(name, encoding).and_then(|text| atom::existing_in_vm(&text)) {
         Some(term) => {
             // SAFETY: the library's out-parameter.
             unsafe { atom.write(term) };
