@@ -75,6 +75,7 @@ enum Leave {
 fn serve(vm: &'static Packets) -> Result<(), Leave> {
     let ring: &'static WorkerRing = Box::leak(Box::new(attach()?));
     host::when_memory_lacks(Box::leak(Box::new(|| ring.lacked(keeper::monotonic()))));
+    host::register_barriers();
     let (load, process) = wait_for_load(vm)?;
     keeper::start(vm, ring).map_err(|error| broken(format!("no thread can be started: {error}")))?;
     host::limits(process.limits);

@@ -64,9 +64,6 @@ pub struct Running(AtomicPtr<Library>);
 impl Running {
     /// A new executor's.
     pub fn register() -> &'static Self {
-        if barrier::register() {
-            BARRIERS.store(true, Ordering::Relaxed);
-        }
         let running: &'static Self = Box::leak(Box::default());
         EXECUTING.lock().unwrap_or_else(PoisonError::into_inner).push(running);
         running
@@ -116,6 +113,12 @@ impl Running {
 /// Whether `executed` can have every thread of the process run a barrier. Set before the first executor runs anything.
 static BARRIERS: AtomicBool = AtomicBool::new(false);
 
+/// Has calls cost no barrier, where the kernel can run one in every thread when a library goes. Once, before there is a second
+/// thread: of a process with several the kernel lets the caller wait for milliseconds, until each processor has heard of it.
+pub fn register_barriers() {
+    BARRIERS.store(barrier::register(), Ordering::Relaxed);
+}
+
 /// `membarrier(2)`: a barrier in all threads, at the cost of the one who asks.
 mod barrier {
     const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
@@ -126,7 +129,7 @@ mod barrier {
         unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
     }
 
-    /// For the process, once or more often.
+    /// For the process.
     pub fn register() -> bool {
         membarrier(REGISTER_PRIVATE_EXPEDITED)
     }

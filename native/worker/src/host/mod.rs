@@ -42,6 +42,7 @@ mod zlib;
 pub use clock::{Clock, follow};
 pub use executor::{Call, Executor, Outcome, limits};
 pub use lack::{Allocator, when_memory_lacks};
+pub use library::register_barriers;
 pub use load::{Wanted, load, load_wanted, unload, unload_all};
 pub use option::threads_unload;
 pub use service::{Transport, answer, connect, hears, stop};
