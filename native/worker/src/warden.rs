@@ -353,7 +353,7 @@ fn has_children() -> bool {
     }
 }
 
-/// Starts this executable again: a new address layout, the VM's environment and directory, and of our descriptors
+/// Starts this executable again: a new address layout, the warden's environment (empty) and the VM's directory, and of our descriptors
 /// only those that are moved. `posix_spawn` is a vfork with the signals seen to; an error of the exec comes back here.
 fn spawn(arguments: &[&CStr], moves: &[(RawFd, RawFd)]) -> Result<libc::pid_t, i32> {
     unsafe extern "C" {
