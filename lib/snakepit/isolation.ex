@@ -568,7 +568,8 @@ defmodule Snakepit.Isolation do
 
     * `position`, `state` (`:starting`, `:loading`, `:ready`, `:ending`, `:waiting` for its restart, `:failed`), `os_pid`, `uptime` (ms)
     * `restarts`, `hung` (how often it was killed because of a deadline), `last_exit`
-    * `calls` it has answered, `in_flight`, `executing`, `hung_calls` (that go on after their callers have given them up)
+    * `calls` it has answered, `in_flight`, `executing`, `longest_call` (ms that the oldest of these is known to have run, to the second; nil for
+      none), `hung_calls` (that go on after their callers have given them up)
     * `memory`: `limit`, and `used`, in bytes, as `memory:` counts them
     * `heartbeat_age` (ms), `resident` (bytes), `objects` (of the library, alive in the worker): what the worker says itself
 

@@ -2,7 +2,7 @@ defmodule Snakepit.Isolation.Info do
   @moduledoc false
   # What info/1 answers: rows of the workers, numbers of the native pool, and what each worker says of itself.
 
-  alias Snakepit.Isolation.{Library, Worker}
+  alias Snakepit.Isolation.{Library, LongCalls, Worker}
   alias Snakepit.Native
 
   @spec describe(Library.t(), pos_integer() | nil) :: map()
@@ -45,6 +45,7 @@ defmodule Snakepit.Isolation.Info do
 
   defp worker(row, in_flight, limit) do
     status = if row.native, do: Native.worker_status(row.native), else: %{}
+    executors = status[:executors] || []
 
     %{
       position: row.position,
@@ -56,7 +57,8 @@ defmodule Snakepit.Isolation.Info do
       last_exit: row.last_exit,
       calls: row.calls + Map.get(status, :calls, 0),
       in_flight: in_flight,
-      executing: Enum.count(status[:executors] || [], & &1),
+      executing: Enum.count(executors, & &1),
+      longest_call: LongCalls.longest(row.calls_since, executors, System.monotonic_time(:millisecond)),
       hung_calls: length(status[:orphans] || []),
       heartbeat_age: Worker.heartbeat_age(status),
       resident: status[:status][:resident],

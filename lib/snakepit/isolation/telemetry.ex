@@ -17,6 +17,8 @@ defmodule Snakepit.Isolation.Telemetry do
     * `[:snakepit, :isolation, :worker_ready]`: measurement `duration` (native units, from its start); metadata `os_pid`, `restarts`
     * `[:snakepit, :isolation, :worker_exit]`: measurement `delay` (ms until it is started again); metadata `os_pid`,
       `signal`, `exit_code`, `because` (`:exited`, `:hung`, `:heartbeat`, `:stuck`, `:protocol`, `:warden`)
+    * `[:snakepit, :isolation, :call_running]` when a call has run for 1, 2, 4, 8 ... seconds, as a hang does that has no deadline: measurement
+      `duration` (native units, to the second); metadata `os_pid`, `call` (a number that is its own)
     * `[:snakepit, :isolation, :gave_up]` when a worker is not started again: measurement `restarts`
     * `[:snakepit, :isolation, :output]` when lines of a library were not logged: measurement `dropped`
 

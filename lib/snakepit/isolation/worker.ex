@@ -12,7 +12,7 @@ defmodule Snakepit.Isolation.Worker do
 
   require Logger
 
-  alias Snakepit.Isolation.{Doorbell, Error, Library, Loading, Output, Pool, Roster, Telemetry, Warden}
+  alias Snakepit.Isolation.{Doorbell, Error, Library, Loading, LongCalls, Output, Pool, Roster, Telemetry, Warden}
   alias Snakepit.Native
 
   @sigkill 9
@@ -45,6 +45,7 @@ defmodule Snakepit.Isolation.Worker do
           hung: non_neg_integer(),
           calls: non_neg_integer(),
           since: integer(),
+          calls_since: %{non_neg_integer() => integer()},
           last_exit: map() | nil
         }
 
@@ -91,7 +92,15 @@ defmodule Snakepit.Isolation.Worker do
       shared: shared,
       position: position,
       label: label(shared.id, position),
-      row: Map.merge(row, %{state: :starting, os_pid: nil, native: nil, since: now(), libraries: refusals(row)}),
+      row:
+        Map.merge(row, %{
+          state: :starting,
+          os_pid: nil,
+          native: nil,
+          since: now(),
+          calls_since: %{},
+          libraries: refusals(row)
+        }),
       native: nil,
       token: nil,
       monitor: nil,
@@ -247,10 +256,10 @@ defmodule Snakepit.Isolation.Worker do
         loading: %Loading{},
         doubt: nil,
         full: false,
-        watch: %{silent: 0, mute: 0, orphans: %{}, starved: nil}
+        watch: %{silent: 0, mute: 0, orphans: %{}, starved: nil, calls: %{}}
     }
 
-    state = update(state, %{state: :starting, since: now()})
+    state = update(state, %{state: :starting, since: now(), calls_since: %{}})
 
     with {:ok, native} <- Native.worker_new(spec(shared)),
          {:ok, token} <- start_process(native, state.label) do
@@ -693,13 +702,17 @@ defmodule Snakepit.Isolation.Worker do
     # None, or one that cannot be read because it is being written all the time.
     silent? = options.heartbeat_timeout != :infinity and (heartbeat_age(status) || :never) > options.heartbeat_timeout
 
+    {calls, long} = LongCalls.look(before.calls, status.executors, now)
+    state = going_on(state, LongCalls.since(calls), long)
+
     watch = %{
       silent: if(silent?, do: before.silent + 1, else: 0),
       # It cannot wake anybody any more. It may be ending: then that is known by the next look.
       mute: if(status.bell_closed, do: before.mute + 1, else: 0),
       # Since when; the calls that are still the same ones.
       orphans: Map.new(status.orphans, &{&1, Map.get(before.orphans, &1, now)}),
-      starved: nil
+      starved: nil,
+      calls: calls
     }
 
     cond do
@@ -719,6 +732,17 @@ defmodule Snakepit.Isolation.Worker do
       true ->
         %{state | watch: %{watch | starved: still(before.starved, now)}}
     end
+  end
+
+  # For info/1, and for who listens.
+  defp going_on(state, since, long) do
+    for {call, ms} <- long do
+      duration = System.convert_time_unit(ms, :millisecond, :native)
+      metadata = %{worker: state.position, os_pid: state.row.os_pid, call: call}
+      Telemetry.event(about(state), :call_running, %{duration: duration}, metadata)
+    end
+
+    if state.row.calls_since == since, do: state, else: update(state, %{calls_since: since})
   end
 
   @doc "How long ago the worker has shown that it lives, in ms; nil if that is not known."

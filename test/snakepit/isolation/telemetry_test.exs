@@ -67,6 +67,28 @@ defmodule Snakepit.Isolation.TelemetryTest do
     assert_receive {:event, [:snakepit, :isolation, :gave_up], %{restarts: 1}, %{library: ^id, worker: 1}}
   end
 
+  test "a call that goes on and on is told of, and shown" do
+    library = load!(:adder, workers: 2)
+    assert Enum.all?(info!(library).workers, &(&1.longest_call == nil))
+    caller = call_in_process(library, :sleep_forever, [])
+    begun(library, 1)
+    assert_receive {:event, [:snakepit, :isolation, :call_running], %{duration: duration}, metadata}, 10_000
+    assert System.convert_time_unit(duration, :native, :millisecond) >= 1_000
+    assert %{workers: workers} = info!(library)
+    assert [%{longest_call: longest, os_pid: os_pid, position: position}] = Enum.filter(workers, & &1.longest_call)
+    assert longest >= 1_000
+    assert %{worker: ^position, os_pid: ^os_pid, call: call} = metadata
+
+    # The same one again, later.
+    assert_receive {:event, [:snakepit, :isolation, :call_running], %{duration: later}, %{call: ^call}}, 10_000
+    assert later > duration
+
+    signal(os_pid)
+    assert {:error, %Error{reason: :crashed}} = result_of(caller)
+    assert_receive {:event, [:snakepit, :isolation, :worker_ready], _, %{restarts: 1}}, 10_000
+    assert Enum.all?(info!(library).workers, &(&1.longest_call == nil))
+  end
+
   test "lines that were not logged are counted" do
     library = load!(:adder)
     {:ok, _} = Isolation.call(library, :print, [1, String.duplicate("flood\n", 2_000)])
