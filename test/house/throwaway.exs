@@ -1,10 +1,18 @@
 defmodule Snakepit.House.Throwaway do
   @moduledoc false
   # Copies of this checkout and projects that depend on one, under _build. They share the cargo target directory of the
-  # project itself, so that crates from the registry are not built again; the crates of a copy are, its path being new.
+  # project itself, so that crates from the registry are built once for all of them; the crates of a copy are built for it, its path being new.
 
   # What a fresh clone has, of the parts that a consumer uses.
   @parts ~w(mix.exs .formatter.exs .gitignore config lib native priv/python)
+
+  # What is built is to work, not to be fast: each copy would be optimized by itself, for most of a minute.
+  @quick_build [
+    {"CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"},
+    {"CARGO_PROFILE_RELEASE_LTO", "off"},
+    {"CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"},
+    {"CARGO_PROFILE_RELEASE_DEBUG", "none"}
+  ]
 
   @doc "An empty directory. The same one in every run: cargo's target directory would grow with each new path."
   def dir!(name) do
@@ -58,7 +66,7 @@ defmodule Snakepit.House.Throwaway do
   def run(dir, command, env \\ []) do
     inherited = ~w(MIX_ENV MIX_TARGET MIX_EXS MIX_BUILD_PATH MIX_BUILD_ROOT MIX_DEPS_PATH SNAKEPIT_SHM_NATIVE)
     base = [{"CARGO_TARGET_DIR", target_dir()}, {"GIT_CONFIG_GLOBAL", "/dev/null"} | Enum.map(inherited, &{&1, nil})]
-    env = base |> Map.new() |> Map.merge(Map.new(env)) |> Map.to_list()
+    env = (base ++ @quick_build) |> Map.new() |> Map.merge(Map.new(env)) |> Map.to_list()
     System.cmd("sh", ["-c", ~s(exec "$0" "$@" </dev/null) | command], cd: dir, env: env, stderr_to_stdout: true)
   end
 
