@@ -111,6 +111,8 @@ defmodule Snakepit.Isolation do
       for each of these. What stands in shared memory (arguments, results, `spill_size:`) does not count. Past it the library finds no memory (`malloc` and
       `enif_alloc` give null, C++ throws). A library that ends its process then is `:quota_exceeded` if that is known to be the reason, which is when the API was asked
       for the memory, else `:crashed`; so is a term for which the worker has no memory
+    * `:env` - the environment of the worker processes: `:inherit` (default), the VM's as it is when a worker is started, `System.put_env/2` included; or a list of
+      names that are taken from it and of `{name, value}`, as in `["HOME", {"OMP_NUM_THREADS", "2"}]`. `[]`: empty
     * `:restart` - whether a worker that has ended is started again, as in a supervisor's child specification. `:permanent` (default): always; `:transient`:
       unless its library has ended it with `exit(0)`; `:temporary`: never, for whatever reason it has ended, a deadline of ours too. One that is not started
       again is `:failed` in `info/1`; when all are, calls are `:not_loaded`, and a library of `child_spec/1` ends

@@ -399,9 +399,13 @@ defmodule Snakepit.Native do
   @spec warden_receive(warden()) :: {:ok, warden_message()} | :again | :closed
   def warden_receive(_warden), do: nif()
 
-  @doc "Hands the worker's ends to the warden, which starts a process with them. They are closed here in any case."
-  @spec warden_start(warden(), token :: non_neg_integer(), worker(), label :: binary()) :: :ok | failure()
-  def warden_start(_warden, _token, _worker, _label), do: nif()
+  @doc """
+  Hands the worker's ends to the warden, which starts a process with them. They are closed here in any case. `environment`: each `NAME=value`
+  followed by a zero byte.
+  """
+  @spec warden_start(warden(), token :: non_neg_integer(), worker(), label :: binary(), environment :: binary()) ::
+          :ok | failure()
+  def warden_start(_warden, _token, _worker, _label, _environment), do: nif()
 
   @doc "Asks for a signal to a worker. `:busy` when the socket is full, `:closed` when the warden is gone."
   @spec warden_kill(warden(), token :: non_neg_integer(), signal :: 1..64) :: :ok | failure()

@@ -48,7 +48,7 @@ defmodule Snakepit.NativeWorker do
   @spec worker(Native.warden(), pos_integer(), map()) :: {Native.worker(), os_pid :: pos_integer()}
   def worker(warden, token, overrides \\ %{}) do
     {:ok, worker} = Native.worker_new(spec(overrides))
-    assert :ok = Native.warden_start(warden, token, worker, "test")
+    assert :ok = Native.warden_start(warden, token, worker, "test", "")
     assert {:started, ^token, os_pid} = heard(warden)
     assert {:hello, ^os_pid} = said(worker)
     {worker, os_pid}

@@ -514,6 +514,10 @@ defmodule Snakepit.Isolation.Error do
      "Load it with a larger max_atoms:."}
   end
 
+  # E2BIG: 128 KiB in one string, a quarter of the stack's limit in all.
+  defp not_loaded(%{because: :start, call: "posix_spawn", errno: 7}),
+    do: {"its process could not be started: its environment is longer than the kernel takes", "Give it less with env:."}
+
   defp not_loaded(%{because: :start} = d),
     do:
       {"its process could not be started (#{d[:message] || bound(d)})",

@@ -3,7 +3,7 @@ defmodule Snakepit.Isolation.Options do
   # The options of load/2: which are valid, what they are when they are not given. Every problem is in the one error,
   # except the sandbox: leaving that out is not a mistake in an option but a library that is not loaded.
 
-  alias Snakepit.Isolation.{Error, Fit, Library}
+  alias Snakepit.Isolation.{Environment, Error, Fit, Library}
 
   # What the VM's timers take.
   @longest_wait 4_294_967_295
@@ -17,6 +17,7 @@ defmodule Snakepit.Isolation.Options do
     timeout: 5_000,
     load_timeout: 10_000,
     memory: :infinity,
+    env: :inherit,
     restart: :permanent,
     max_restarts: 20,
     max_seconds: 10,
@@ -55,6 +56,7 @@ defmodule Snakepit.Isolation.Options do
           timeout: timeout(),
           load_timeout: pos_integer(),
           memory: pos_integer() | :infinity,
+          env: Environment.t(),
           restart: :permanent | :transient | :temporary,
           max_restarts: non_neg_integer() | :infinity,
           max_seconds: pos_integer(),
@@ -255,6 +257,7 @@ defmodule Snakepit.Isolation.Options do
   defp refused(:load_timeout, value), do: range(value, 1, @longest_wait)
   defp refused(:memory, :infinity), do: nil
   defp refused(:memory, value), do: range(value, 1, 1_099_511_627_776, " bytes or :infinity")
+  defp refused(:env, value), do: Environment.refused(value)
   @policies [:permanent, :transient, :temporary]
   defp refused(:restart, value), do: unless(value in @policies, do: "one of #{inspect(@policies)}")
   defp refused(:max_restarts, :infinity), do: nil

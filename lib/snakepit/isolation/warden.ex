@@ -26,9 +26,10 @@ defmodule Snakepit.Isolation.Warden do
   @spec executable() :: String.t()
   def executable, do: Path.join(Path.dirname(Native.library()), "snakepit_worker")
 
-  @doc "Has a process started for the native worker. The caller is its owner."
-  @spec start_worker(reference(), String.t()) :: {:ok, token()} | Native.failure()
-  def start_worker(native, label), do: GenServer.call(__MODULE__, {:start, native, label}, :infinity)
+  @doc "Has a process started for the native worker, with this environment. The caller is its owner."
+  @spec start_worker(reference(), String.t(), binary()) :: {:ok, token()} | Native.failure()
+  def start_worker(native, label, environment),
+    do: GenServer.call(__MODULE__, {:start, native, label, environment}, :infinity)
 
   @doc "Sends the signal, if the process still lives."
   @spec kill(token(), pos_integer()) :: :ok
@@ -45,10 +46,10 @@ defmodule Snakepit.Isolation.Warden do
   end
 
   @impl true
-  def handle_call({:start, worker, label}, {owner, _}, state) do
+  def handle_call({:start, worker, label, environment}, {owner, _}, state) do
     with {:ok, state} <- ensure(state),
          token = state.next,
-         :ok <- Native.warden_start(state.native, token, worker, label) do
+         :ok <- Native.warden_start(state.native, token, worker, label, environment) do
       monitor = Process.monitor(owner)
 
       state = %{

@@ -12,7 +12,20 @@ defmodule Snakepit.Isolation.Worker do
 
   require Logger
 
-  alias Snakepit.Isolation.{Doorbell, Error, Library, Loading, LongCalls, Output, Pool, Roster, Telemetry, Warden}
+  alias Snakepit.Isolation.{
+    Doorbell,
+    Environment,
+    Error,
+    Library,
+    Loading,
+    LongCalls,
+    Output,
+    Pool,
+    Roster,
+    Telemetry,
+    Warden
+  }
+
   alias Snakepit.Native
 
   @sigkill 9
@@ -262,7 +275,7 @@ defmodule Snakepit.Isolation.Worker do
     state = update(state, %{state: :starting, since: now(), calls_since: %{}})
 
     with {:ok, native} <- Native.worker_new(spec(shared)),
-         {:ok, token} <- start_process(native, state.label) do
+         {:ok, token} <- start_process(native, state) do
       monitor = Process.monitor(Warden)
       :ets.insert(shared.table, {{:native, native}, self()})
       timer = Process.send_after(self(), {:load_timeout, token, nil}, shared.options.load_timeout)
@@ -289,8 +302,8 @@ defmodule Snakepit.Isolation.Worker do
     end
   end
 
-  defp start_process(native, label) do
-    with {:error, {reason, details}} = error <- Warden.start_worker(native, label) do
+  defp start_process(native, %{label: label, shared: %{options: %{env: env}}}) do
+    with {:error, {reason, details}} = error <- Warden.start_worker(native, label, Environment.block(env)) do
       Native.worker_close(native, {:crashed, Map.put(details, :because, reason)})
       error
     end

@@ -43,7 +43,8 @@ pub const VERSION_TEXT: usize = 64;
 /// As many executors as the ring allows.
 pub const EXECUTORS: u16 = 64;
 
-/// To the warden. With [`ToWarden::Start`] go five descriptors: control, ring, bell in, bell out, output.
+/// To the warden. With [`ToWarden::Start`] go five descriptors: control, ring, bell in, bell out, output; and, unless the worker is to have
+/// an empty environment, a sixth: a file with it, each `NAME=value` followed by a zero byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWarden {
     /// `memory` bytes of private memory are the most that the process may have (`RLIMIT_DATA`); 0: as many as it likes.

@@ -12,6 +12,7 @@ use crate::{exit, process, thread};
 use snakepit_wire::control::{self, FromWarden, Status, ToWarden};
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
+use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -172,9 +173,14 @@ impl Warden {
         if cut {
             return Err(("recvmsg", libc::EMFILE));
         }
-        if descriptors.len() != WORKER_DESCRIPTORS.len() {
+        let Some((descriptors, environment)) = descriptors.split_at_checked(WORKER_DESCRIPTORS.len()) else {
             return Err(("descriptors", libc::EBADF));
-        }
+        };
+        let environment = match environment {
+            [] => Vec::new(),
+            [file] => read_environment(file).map_err(|errno| ("environment", errno))?,
+            _ => return Err(("descriptors", libc::EBADF)),
+        };
         if self.workers.iter().any(|worker| worker.token == token) {
             return Err(("token", libc::EEXIST));
         }
@@ -191,7 +197,7 @@ impl Warden {
                     .flat_map(|(from, to)| to.iter().map(|to| (from.as_raw_fd(), *to))),
             )
             .collect();
-        spawn(&arguments, &moves).map_err(|errno| ("posix_spawn", errno))
+        spawn(&arguments, &environment, &moves).map_err(|errno| ("posix_spawn", errno))
     }
 
     /// Tells the end of every child that has ended.
@@ -353,20 +359,31 @@ fn has_children() -> bool {
     }
 }
 
-/// Starts this executable again: a new address layout, the warden's environment (empty) and the VM's directory, and of our descriptors
+/// The variables in a file that came with a request, each terminated.
+fn read_environment(file: &OwnedFd) -> Result<Vec<CString>, i32> {
+    let mut bytes = Vec::new();
+    file.try_clone()
+        .and_then(|file| std::fs::File::from(file).read_to_end(&mut bytes))
+        .map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
+    let variables = bytes.split_inclusive(|byte| *byte == 0);
+    variables
+        .map(|variable| CString::from_vec_with_nul(variable.to_owned()).map_err(|_| libc::EINVAL))
+        .collect()
+}
+
+/// Starts this executable again: a new address layout, this environment and the VM's directory, and of our descriptors
 /// only those that are moved. `posix_spawn` is a vfork with the signals seen to; an error of the exec comes back here.
-fn spawn(arguments: &[&CStr], moves: &[(RawFd, RawFd)]) -> Result<libc::pid_t, i32> {
-    unsafe extern "C" {
-        static environ: *const *mut libc::c_char;
-    }
-    let mut pointers: Vec<*mut libc::c_char> =
-        arguments.iter().map(|argument| argument.as_ptr().cast_mut()).collect();
-    pointers.push(ptr::null_mut());
+fn spawn(arguments: &[&CStr], environment: &[CString], moves: &[(RawFd, RawFd)]) -> Result<libc::pid_t, i32> {
+    let end = std::iter::once(ptr::null_mut());
+    let arguments = arguments.iter().map(|argument| argument.as_ptr().cast_mut());
+    let arguments: Vec<*mut libc::c_char> = arguments.chain(end.clone()).collect();
+    let environment = environment.iter().map(|variable| variable.as_ptr().cast_mut());
+    let environment: Vec<*mut libc::c_char> = environment.chain(end).collect();
     let flags =
         libc::POSIX_SPAWN_SETSIGDEF | libc::POSIX_SPAWN_SETSIGMASK | libc::c_int::from(libc::POSIX_SPAWN_SETSID);
     let mut pid = 0;
     // SAFETY: attributes and actions are initialised by their functions before they are used and destroyed after;
-    // strings and arrays outlive the call; nobody changes the environment of this single-threaded process.
+    // strings and arrays outlive the call, and both arrays end with a null pointer.
     let result = unsafe {
         let mut attributes = MaybeUninit::uninit();
         let mut actions = MaybeUninit::uninit();
@@ -390,8 +407,8 @@ fn spawn(arguments: &[&CStr], moves: &[(RawFd, RawFd)]) -> Result<libc::pid_t, i
                 c"/proc/self/exe".as_ptr(),
                 actions.as_ptr(),
                 attributes.as_ptr(),
-                pointers.as_ptr(),
-                environ,
+                arguments.as_ptr(),
+                environment.as_ptr(),
             ),
         };
         libc::posix_spawn_file_actions_destroy(actions.as_mut_ptr());

@@ -43,12 +43,14 @@ defmodule Snakepit.Isolation.DifferencesTest do
     end
 
     test "environment", %{vm: vm} do
+      names = ["SNAKEPIT_DIFFERENCE", "SNAKEPIT_LATER"]
+      on_exit(fn -> Enum.each(names, &System.delete_env/1) end)
+      System.put_env("SNAKEPIT_DIFFERENCE", "here before")
       library = load()
-      System.put_env("SNAKEPIT_DIFFERENCE", "seen")
-      on_exit(fn -> System.delete_env("SNAKEPIT_DIFFERENCE") end)
-      assert vm.getenv("SNAKEPIT_DIFFERENCE") == "seen"
-      assert call!(library, :getenv, ["SNAKEPIT_DIFFERENCE"]) == :undefined
-      assert call!(library, :getenv, ["PATH"]) == :undefined
+      System.put_env("SNAKEPIT_LATER", "and after")
+      assert Enum.map(names, &vm.getenv/1) == ["here before", "and after"]
+      assert Enum.map(names, &call!(library, :getenv, [&1])) == ["here before", :undefined]
+      assert call!(library, :getenv, ["PATH"]) == System.get_env("PATH")
     end
 
     test "static variables", %{vm: vm} do

@@ -19,6 +19,8 @@ defmodule Snakepit.Isolation.OptionsTest do
         {:concurrency, [1, 64], [0, 65]},
         {:timeout, [0, 1, :infinity, 4_294_967_295], [-1, 4_294_967_296, nil]},
         {:load_timeout, [1], [0, :infinity]},
+        {:env, [:inherit, [], ["HOME", {"A", ""}]],
+         [nil, :none, "HOME", ["A=B"], [""], ["A" | "B"], [{"A", "x\0"}], [{"A", nil}], %{"A" => "B"}]},
         {:memory, [:infinity, 37_748_736, 1_099_511_627_776], [0, 1.5, nil, 1_099_511_627_777]},
         {:restart, [:permanent, :transient, :temporary], [:always, true, nil]},
         {:max_restarts, [0, :infinity], [-1]},

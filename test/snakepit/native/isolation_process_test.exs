@@ -111,7 +111,7 @@ defmodule Snakepit.Native.IsolationProcessTest do
   test "ends are handed over once" do
     {warden, _} = warden()
     {worker, _} = worker(warden, 1)
-    assert {:error, {:closed, %{}}} = Native.warden_start(warden, 2, worker, "again")
+    assert {:error, {:closed, %{}}} = Native.warden_start(warden, 2, worker, "again", "")
   end
 
   test "specifications that cannot be" do

@@ -12,10 +12,11 @@ use crate::reply::{self, map};
 use rustler::sys::{ErlNifEnv, ErlNifEvent, ErlNifPid};
 use rustler::types::atom::Atom;
 use rustler::{Binary, Encoder, Env, Error as NifError, NifResult, Term};
+use snakepit_shm_core::backend::carrier;
 use snakepit_shm_core::error::Error;
 use snakepit_wire::control::{self, FromWarden, Status, ToWarden};
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// The process lives for as long as our end of its socket is open.
 #[derive(Debug)]
@@ -123,6 +124,7 @@ fn warden_start<'a>(
     token: u64,
     worker: Term<'a>,
     label: &str,
+    environment: Binary<'a>,
 ) -> NifResult<Term<'a>> {
     let warden = Ref::<Warden>::of(warden)?;
     let worker = Ref::<Worker>::of(worker)?;
@@ -132,7 +134,14 @@ fn warden_start<'a>(
         memory: worker.memory(),
     };
     Worker::reaped_by_caller(worker, env);
-    let sent = worker.hand_over(|descriptors| warden.send(&message, descriptors));
+    let sent = worker.hand_over(|ends| {
+        let environment = (!environment.is_empty())
+            .then(|| carrier("snakepit_environment", environment.as_slice()))
+            .transpose()?;
+        let mut descriptors = ends.to_vec();
+        descriptors.extend(environment.as_ref().map(AsRawFd::as_raw_fd));
+        warden.send(&message, &descriptors)
+    });
     Ok(done(env, sent.and_then(|sent| sent)))
 }
 

@@ -210,6 +210,14 @@ pub(crate) fn ring_memory(label: &str, length: u64, reserve: u64) -> Result<Desc
     Ok(fd)
 }
 
+/// Bytes for another process that are too many for a packet: a memfd that nobody can change.
+pub fn carrier(label: &str, bytes: &[u8]) -> Result<OwnedFd> {
+    let fd = memfd(label, false)?;
+    linux::write_at(fd.as_fd(), 0, bytes)?;
+    add_seals(fd.as_fd(), IMMUTABLE | libc::F_SEAL_SEAL).map_err(|errno| Error::os("fcntl", errno))?;
+    Ok(fd)
+}
+
 fn memfd(label: &str, huge: bool) -> Result<OwnedFd> {
     let mut end = label.len().min(MAX_LABEL);
     while !label.is_char_boundary(end) {

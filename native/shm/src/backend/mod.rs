@@ -8,7 +8,7 @@ mod linux_anonymous;
 mod linux_named;
 mod name_lock;
 
-pub use linux_anonymous::Anonymous;
+pub use linux_anonymous::{Anonymous, carrier};
 pub use linux_named::{Named, read_header, unlink_if};
 pub use name_lock::is_served;
 
