@@ -157,6 +157,41 @@ fn a_library_that_needs_another() {
 }
 
 #[test]
+fn a_library_that_the_environment_says_where_to_find() {
+    let inner = library::library("given_inner", "int given_inner(void) { return 1; }").with_extension("so");
+    let source = library::library(
+        "given",
+        "extern int given_inner(void); int given(void) { return given_inner(); }",
+    );
+    let outer = source.with_file_name("given_linked.so");
+    let linked = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&outer)
+        .arg(source.with_extension("c"))
+        .arg("-L")
+        .arg(inner.parent().unwrap())
+        .arg("-l:given_inner.so")
+        .status()
+        .unwrap();
+    assert!(linked.success());
+    let finds = |directory: &Path| {
+        let output = Command::new(env!("CARGO_BIN_EXE_snakepit_worker"))
+            .arg("check")
+            .arg(&outer)
+            .args(["", ""])
+            .env("LD_LIBRARY_PATH", directory)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let place = inner.as_os_str().as_encoded_bytes();
+        output.stdout.windows(place.len()).any(|bytes| bytes == place)
+    };
+    assert!(finds(inner.parent().unwrap()));
+    assert!(!finds(Path::new("/nonexistent")));
+}
+
+#[test]
 fn names_that_are_looked_up_and_a_name_among_the_constants() {
     let code = "const char *names[] = {\"enif_make_int\", \"enif_of_tomorrow\", \"the_module\"}; int nif_init(void) { return 0; }";
     let path = library::library("looking", code).with_extension("so");

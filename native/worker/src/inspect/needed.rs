@@ -13,16 +13,18 @@ const ARCHITECTURE: (u32, &str) = if cfg!(target_arch = "aarch64") {
 const CACHE: &str = "/etc/ld.so.cache";
 const DEFAULT: [&str; 5] = [ARCHITECTURE.1, "/lib64", "/usr/lib64", "/lib", "/usr/lib"];
 
-/// What `ldconfig` has found.
+/// What `ldconfig` has found, and what `LD_LIBRARY_PATH` says here, and so in a worker that inherits the environment.
 #[derive(Debug)]
 pub struct Places {
     cache: Vec<u8>,
+    given: String,
 }
 
 impl Places {
     pub fn of_this_machine() -> Self {
         Self {
             cache: std::fs::read(CACHE).unwrap_or_default(),
+            given: std::env::var("LD_LIBRARY_PATH").unwrap_or_default(),
         }
     }
 
@@ -34,6 +36,12 @@ impl Places {
         let origin = by.parent().unwrap_or(Path::new("/")).to_string_lossy();
         let own = search.unwrap_or_default().split(':').filter(|part| !part.is_empty());
         own.map(|part| part.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin))
+            .chain(
+                self.given
+                    .split([':', ';'])
+                    .filter(|part| !part.is_empty())
+                    .map(str::to_owned),
+            )
             .find_map(|directory| existing(Path::new(&directory).join(name)))
             .or_else(|| existing(self.cached(name)?))
             .or_else(|| {
