@@ -178,13 +178,13 @@ fn known<T>(work: impl FnOnce(&mut Known) -> T) -> T {
     }))
 }
 
-/// Finds a type by module and name; also one that the callback which runs has just opened.
+/// Finds a type by module and name. What the callback that runs has opened itself is not there yet, as in the VM.
 pub fn find(module: Term, name: Term) -> Option<&'static Type> {
-    let named = |kind: &&'static Type| kind.module == module && kind.name == name;
     let types = TYPES.lock().unwrap_or_else(PoisonError::into_inner);
-    let there = types.iter().copied().find(named);
-    drop(types);
-    there.or_else(|| opened().iter().map(|opened| opened.kind).find(named))
+    types
+        .iter()
+        .copied()
+        .find(|kind| kind.module == module && kind.name == name)
 }
 
 /// What a load or upgrade callback has opened so far. It counts when the callback has succeeded.
@@ -198,6 +198,11 @@ struct Opened {
 
 fn opened() -> MutexGuard<'static, Vec<Opened>> {
     OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All of them, the last one first. Not under the lock any more: what is done with them may run code of a library.
+fn take_opened() -> impl Iterator<Item = Opened> {
+    std::mem::take(&mut *opened()).into_iter().rev()
 }
 
 /// A new type.
@@ -220,9 +225,12 @@ pub fn take_over(kind: &'static Type, callbacks: Callbacks) {
     opened().push(Opened { kind, takes_over });
 }
 
-/// The library's callback has succeeded: it has what it has opened.
+/// The library's callback has succeeded: it has what it has opened. Of two with the same name, the one that was opened first counts:
+/// it is the one that is found, or its callbacks are those of the type that both take over.
+///
+/// A type that was found to be taken over is still there: nothing is disowned while a library is being loaded.
 pub fn commit(library: &'static Library) {
-    for Opened { kind, takes_over } in std::mem::take(&mut *opened()) {
+    for Opened { kind, takes_over } in take_opened() {
         let callbacks = takes_over.unwrap_or(*kind.callbacks());
         if callbacks.any() {
             // It is being loaded, so it is not closed.
@@ -234,14 +242,14 @@ pub fn commit(library: &'static Library) {
                 before.owner.let_go();
             }
         } else {
-            TYPES.lock().unwrap_or_else(PoisonError::into_inner).push(kind);
+            TYPES.lock().unwrap_or_else(PoisonError::into_inner).insert(0, kind);
         }
     }
 }
 
 /// It has failed.
 pub fn roll_back() {
-    for Opened { kind, takes_over } in std::mem::take(&mut *opened()) {
+    for Opened { kind, takes_over } in take_opened() {
         if takes_over.is_none() {
             // Objects that it has made all the same have nobody who knows them.
             let owner = kind.behaviour().owner;
