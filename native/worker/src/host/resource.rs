@@ -2,8 +2,9 @@
 //!
 //! References are held by the library (`enif_alloc_resource`, `enif_keep_resource`), by the envs that hold a term of
 //! the object, by buffers over the object's memory, and by the VM: as many as it was sent handles and has not yet
-//! released. The last reference that goes runs the destructor, in the thread that lets go.
+//! released. When the last reference goes, the destructor runs in the thread `callbacks`.
 
+use super::callbacks::{self, Work};
 use super::env::Env;
 use super::library::Library;
 use super::monitor;
@@ -258,7 +259,8 @@ pub fn roll_back() {
     }
 }
 
-/// Forgets the types of a library that is unloaded. It is held by those of them that still have objects.
+/// Forgets the types of a library that is unloaded. It is held by those of them that still have objects. Not while another library
+/// is being loaded, which may be taking them over.
 pub fn disown(library: &'static Library) {
     let mut forgotten = Vec::new();
     TYPES.lock().unwrap_or_else(PoisonError::into_inner).retain(|kind| {
@@ -268,7 +270,6 @@ pub fn disown(library: &'static Library) {
         }
         keeps
     });
-    // Outside of the lock: a library may be closed, and its callback run.
     forgotten.into_iter().for_each(Type::let_go);
 }
 
@@ -365,47 +366,77 @@ pub unsafe fn release(object: *mut Object) {
     unsafe {
         if (*object).count.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
-            destroy(object);
+            if (*(*object).kind).callbacks().any() {
+                callbacks::later(Work::Destroy(Doomed(object)));
+            } else {
+                free(object);
+            }
         }
     }
 }
 
+/// An object that nobody refers to. Dropped, it stays for good.
+#[derive(Debug)]
+pub struct Doomed(*mut Object);
+
+// SAFETY: nobody else has it, and what was done to it happens before that.
+unsafe impl Send for Doomed {}
+
+impl Doomed {
+    /// Runs the destructor. In the thread `callbacks` only: no down callback of the object runs beside it, and a monitor that
+    /// it makes has ended when the VM's word of it is read.
+    pub fn destroy(self) {
+        let Self(object) = self;
+        // SAFETY: alive, types live for ever. The count is raised to one for the time that the destructor runs, so that it can make
+        // a term of the object. One that the destructor gives away lives on.
+        unsafe {
+            // First: nobody finds it any more.
+            forget(object);
+            let destroyed = (*(*object).kind).run(
+                |callbacks| callbacks.destructor,
+                |destructor, owner| {
+                    (*object).count.store(1, Ordering::Relaxed);
+                    let mut env = Env::callback(Some(owner));
+                    destructor(&raw mut *env, data(object));
+                },
+            );
+            if destroyed {
+                if (*object).count.fetch_sub(1, Ordering::Release) != 1 {
+                    return;
+                }
+                fence(Ordering::Acquire);
+            }
+            // Once more: what the destructor has monitored.
+            free(object);
+        }
+    }
+}
+
+/// Takes away the number and the monitors of an object that is about to end.
+///
 /// # Safety
 /// Nobody refers to `object`.
-unsafe fn destroy(object: *mut Object) {
-    // SAFETY: alive, types live for ever. A destructor that takes the object up again (`enif_keep_resource`) keeps it, as
-    // in the VM: the count was raised to one for the time that it runs.
+unsafe fn forget(object: *mut Object) {
+    // SAFETY: alive, types live for ever. Relaxed: what others did to the object happens before.
     unsafe {
-        let kind = &*(*object).kind;
-        let end_monitors = || {
-            if kind.monitored.load(Ordering::Relaxed) {
-                monitor::end_all(object);
-            }
-        };
-        // First: nobody finds it any more.
         if (*object).numbered.swap(false, Ordering::Relaxed) {
             unnumber(object);
         }
-        end_monitors();
-        let destroyed = kind.run(
-            |callbacks| callbacks.destructor,
-            |destructor, owner| {
-                (*object).count.store(1, Ordering::Relaxed);
-                let mut env = Env::callback(Some(owner));
-                destructor(&raw mut *env, data(object));
-            },
-        );
-        if destroyed {
-            if (*object).count.fetch_sub(1, Ordering::Release) != 1 {
-                return;
-            }
-            fence(Ordering::Acquire);
-            // What the destructor has monitored.
-            if (*object).numbered.swap(false, Ordering::Relaxed) {
-                unnumber(object);
-            }
-            end_monitors();
+        if (*(*object).kind).monitored.load(Ordering::Relaxed) {
+            monitor::end_all(object);
         }
+    }
+}
+
+/// Gives the memory back.
+///
+/// # Safety
+/// Nobody refers to `object`, and its destructor, if it has one, has run.
+unsafe fn free(object: *mut Object) {
+    // SAFETY: as above.
+    unsafe {
+        forget(object);
+        let kind = &*(*object).kind;
         if let Some(layout) = layout((*object).size) {
             dealloc(object.cast(), layout);
             ALIVE.fetch_sub(1, Ordering::Relaxed);
@@ -481,7 +512,7 @@ pub fn dropped(numbers: &[u64]) {
             Some(object)
         });
         if let Some(object) = last {
-            // SAFETY: the table's reference, which is nobody's any more. Outside of the lock: destructors may do anything.
+            // SAFETY: the table's reference, which is nobody's any more. Outside of the lock, which its end takes.
             unsafe { release(object) };
         }
     }
