@@ -171,6 +171,27 @@ fn a_destructor_that_does_not_end_keeps_no_worker_from_ending() {
     assert_eq!(rest, "");
 }
 
+#[test]
+fn calls_wait_for_what_they_have_left_behind_but_not_for_ever() {
+    let warden = Warden::start();
+    let mut worker = serving(&warden);
+    let gate = Gate::new();
+    assert!(matches!(worker.call("standing", &[gate.path()]), Reply::Answer(..)));
+    worker.say(&ToWorker::Release { ids: vec![1] });
+    assert_eq!(lines(&mut worker, 1), ["standing 4"]);
+    let many = |count| worker.call("many", &[encoded(&Value::Integer(count))]);
+    assert_eq!(many(5_000), ok());
+    let since = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(many(0), ok());
+    }
+    // Each but the first waits for the one before.
+    assert!(since.elapsed() >= Duration::from_millis(90), "{:?}", since.elapsed());
+    gate.open();
+    assert_eq!(lines(&mut worker, 2), ["destroyed 4", "destroyed 5000"]);
+    stops(&warden, &mut worker, &["unload 0"]);
+}
+
 /// Calls a function of a library that was added.
 fn call(worker: &Worker, library: &Loaded, name: &str, arguments: &[Vec<u8>]) -> snakepit_shm_core::ring::vm::Call {
     let of = |function: &control::Function| function.name == name && function.arity as usize == arguments.len();

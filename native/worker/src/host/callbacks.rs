@@ -12,6 +12,7 @@ use crate::thread;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -77,6 +78,12 @@ impl Queue {
         }
         self.thread
     }
+
+    fn wake(&mut self) {
+        if std::mem::take(&mut self.sleeps) {
+            MORE.notify_one();
+        }
+    }
 }
 
 /// What the thread has for itself.
@@ -113,10 +120,36 @@ pub fn later(work: Work) {
         return;
     }
     queue.work.push_back(work);
-    queue.attended();
-    if queue.sleeps {
-        MORE.notify_one();
+    if queue.work.len() >= MANY {
+        BEHIND.store(true, Ordering::Relaxed);
     }
+    queue.attended();
+    queue.wake();
+}
+
+/// With so much to do the thread is behind, until half of it is done.
+const MANY: usize = 4_096;
+
+/// What an executor waits between two calls, at most: a destructor may wait for what the next call does.
+const BREATH: Duration = Duration::from_millis(10);
+
+/// Read by each call; written when it changes. Relaxed: a hint.
+static BEHIND: AtomicBool = AtomicBool::new(false);
+static FEWER: Condvar = Condvar::new();
+
+/// An executor is between two calls. If they leave more behind than the thread gets done, it waits for the thread, so that what
+/// has not ended yet does not fill the memory. (In the VM each scheduler ends what it has let go of before it goes on.)
+#[inline]
+pub fn keep_up() {
+    if BEHIND.load(Ordering::Relaxed) {
+        catch_up();
+    }
+}
+
+#[cold]
+fn catch_up() {
+    let behind = |_: &mut Queue| BEHIND.load(Ordering::Relaxed);
+    drop(FEWER.wait_timeout_while(queue(), BREATH, behind));
 }
 
 /// Whether anything is going to be done: false when the thread cannot be started now.
@@ -164,9 +197,7 @@ pub fn end(patience: Duration, work: impl FnOnce() + Send + 'static) {
         let mut queue = queue();
         queue.ended = true;
         queue.work.push_back(last);
-        if queue.sleeps {
-            MORE.notify_one();
-        }
+        queue.wake();
         std::mem::replace(&mut queue.thread, true)
     };
     if !attended {
@@ -221,6 +252,9 @@ fn next(look_at: Option<Instant>) -> Option<Work> {
             return None;
         }
         if let Some(work) = queue.work.pop_front() {
+            if queue.work.len() < MANY / 2 && BEHIND.swap(false, Ordering::Relaxed) {
+                FEWER.notify_all();
+            }
             return Some(work);
         }
         queue.sleeps = true;

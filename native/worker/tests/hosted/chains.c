@@ -10,13 +10,14 @@
 #define NIF(name) static ERL_NIF_TERM name(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[])
 #define ATOM(text) enif_make_atom(env, text)
 
-enum kind { LOCKING, LINK, STANDING, MONITORING };
+enum kind { LOCKING, LINK, STANDING, MONITORING, COUNTED };
 
 struct object {
     enum kind kind;
     int number;
     struct object *next;
-    char path[4096];
+    /* Where it stands; its own. */
+    char *path;
     ErlNifPid pid;
 };
 
@@ -24,6 +25,7 @@ static ErlNifResourceType *type;
 static ErlNifMutex *lock;
 static ErlNifTid thread;
 static int has_thread;
+static int counted;
 
 static void say(const char *what, int number)
 {
@@ -37,9 +39,8 @@ static void stand(const char *path)
     close(open(path, O_RDONLY));
 }
 
-static void destroyed(ErlNifEnv *env, void *data)
+static void end(ErlNifEnv *env, struct object *object)
 {
-    struct object *object = data;
     switch (object->kind) {
     case LOCKING:
         enif_mutex_lock(lock);
@@ -59,8 +60,19 @@ static void destroyed(ErlNifEnv *env, void *data)
         enif_monitor_process(env, object, &object->pid, NULL);
         stand(object->path);
         break;
+    case COUNTED:
+        if (++counted < object->number)
+            return;
+        break;
     }
     say("destroyed", object->number);
+}
+
+static void destroyed(ErlNifEnv *env, void *data)
+{
+    struct object *object = data;
+    end(env, object);
+    free(object->path);
 }
 
 static void down(ErlNifEnv *env, void *data, ErlNifPid *pid, ErlNifMonitor *monitor)
@@ -156,9 +168,7 @@ NIF(chain)
 static void *later(void *data)
 {
     struct object *object = data;
-    char path[4096];
-    strcpy(path, object->path);
-    stand(path);
+    stand(object->path);
     enif_release_resource(object);
     return NULL;
 }
@@ -166,9 +176,11 @@ static void *later(void *data)
 /* A thread has an object, and lets go of it when the pipe is opened. */
 NIF(in_thread)
 {
+    char path[4096];
     struct object *object = make(LOCKING, 3);
-    if (!path_of(env, argv[0], object->path, sizeof object->path))
+    if (!path_of(env, argv[0], path, sizeof path))
         return enif_make_badarg(env);
+    object->path = strdup(path);
     has_thread = !enif_thread_create("later", &thread, later, object, NULL);
     return ATOM(has_thread ? "ok" : "no");
 }
@@ -176,9 +188,11 @@ NIF(in_thread)
 /* An object that the VM gets, and whose destructor stands still until the pipe is opened. */
 NIF(standing)
 {
+    char path[4096];
     struct object *object = make(STANDING, 4);
-    if (!path_of(env, argv[0], object->path, sizeof object->path))
+    if (!path_of(env, argv[0], path, sizeof path))
         return enif_make_badarg(env);
+    object->path = strdup(path);
     ERL_NIF_TERM term = enif_make_resource(env, object);
     enif_release_resource(object);
     return term;
@@ -187,9 +201,11 @@ NIF(standing)
 /* Ends an object whose destructor monitors a process and then stands still. */
 NIF(monitoring)
 {
+    char path[4096];
     struct object *object = make(MONITORING, 5);
-    if (!enif_get_local_pid(env, argv[0], &object->pid) || !path_of(env, argv[1], object->path, sizeof object->path))
+    if (!enif_get_local_pid(env, argv[0], &object->pid) || !path_of(env, argv[1], path, sizeof path))
         return enif_make_badarg(env);
+    object->path = strdup(path);
     enif_release_resource(object);
     return ATOM("ok");
 }
@@ -211,9 +227,20 @@ NIF(one)
     return ATOM("ok");
 }
 
+/* Makes so many objects, each by itself, and lets go of them. */
+NIF(many)
+{
+    int count;
+    enif_get_int(env, argv[0], &count);
+    for (int number = 0; number < count; number++)
+        enif_release_resource(make(COUNTED, count));
+    return ATOM("ok");
+}
+
 static ErlNifFunc functions[] = {
     {"locked", 0, locked},     {"locked_env", 0, locked_env}, {"chain", 1, chain}, {"in_thread", 1, in_thread},
     {"standing", 1, standing}, {"monitoring", 2, monitoring}, {"call", 1, call},   {"one", 0, one},
+    {"many", 1, many},
 };
 
 ERL_NIF_INIT(snakepit_chains, functions, load, NULL, upgrade, unload)
