@@ -46,6 +46,7 @@ impl Keeper {
             if now >= next {
                 self.beat();
                 self.output.look();
+                host::retry();
                 next = now + BEAT;
             }
             let rest = next.saturating_duration_since(Instant::now());

@@ -82,6 +82,16 @@ pub fn stop() {
 
 /// Loads another library, soon.
 pub fn load_later(vm: &'static Packets, another: Load) {
+    // Who waits for the library should not wait for a thread that may never be there.
+    if !host::attended() {
+        let failed = Failed {
+            stage: Stage::Worker,
+            code: 0,
+            message: "there is no thread to be had that would load it".to_owned(),
+        };
+        let library = another.library;
+        return tell(vm, &FromWorker::NotLoaded { library, failed });
+    }
     host::later(move || {
         let library = another.library;
         let message = match load(vm, &another) {
@@ -95,7 +105,7 @@ pub fn load_later(vm: &'static Packets, another: Load) {
 /// Unloads a library, when what was to be loaded before has been.
 pub fn unload_later(vm: &'static Packets, library: u32) {
     if !answer(library, false) {
-        host::later(move || host::unload(library, move || tell(vm, &FromWorker::Unloaded { library })));
+        host::unload(library, move || tell(vm, &FromWorker::Unloaded { library }));
     }
 }
 

@@ -4,7 +4,7 @@
 //! main thread    hygiene, Hello, Load -> load the library -> Loaded -> executor 0
 //! keeper         control channel, heartbeat, output              (from before the load on)
 //! executor_N     the other executors                             (from after the load on)
-//! callbacks      destructors, down callbacks, and further libraries, as the VM says (from the first of them on)
+//! callbacks      destructors, down callbacks, further libraries, the end of all (from the first of them on)
 //! select         descriptors that the library waits for          (from the first of them on)
 //! ```
 

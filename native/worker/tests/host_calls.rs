@@ -164,9 +164,12 @@ fn the_caller_is_known() {
 #[test]
 fn resources_live_as_long_as_somebody_holds_them() {
     let mut library = library();
-    let destroyed = |library: &mut Library| match library.value("resources_destroyed", &[]) {
-        Value::Integer(sum) => sum,
-        other => panic!("{other:?}"),
+    let destroyed = |library: &mut Library| {
+        host::settle();
+        match library.value("resources_destroyed", &[]) {
+            Value::Integer(sum) => sum,
+            other => panic!("{other:?}"),
+        }
     };
     let before = destroyed(&mut library);
     let Value::Resource(id) = library.value("resource_new", &[int(1)]) else {
@@ -191,11 +194,9 @@ fn resources_live_as_long_as_somebody_holds_them() {
         Outcome::TooLarge
     );
     host::release(vec![id, id]);
-    host::settle();
     assert_eq!(destroyed(&mut library), before);
     library.value("resource_retain", &[resource()]);
     host::release(vec![id]);
-    host::settle();
     assert_eq!(destroyed(&mut library), before);
     let Answer::Other(Outcome::BadArguments(message)) = library.call("resource_get", &[resource()]) else {
         panic!()

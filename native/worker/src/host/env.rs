@@ -199,7 +199,6 @@ impl Env {
 
     #[cold]
     fn let_go(&mut self) {
-        // A destructor may make terms in another env, never in this one.
         for buffer in std::mem::take(&mut self.buffers) {
             // SAFETY: `hold_buffer` was given the reference.
             unsafe { Buffer::release(buffer) };

@@ -1,6 +1,7 @@
 //! An executor runs calls in one thread: decodes the arguments into its env, runs the function and whatever it schedules,
 //! encodes what comes of it, clears the env.
 
+use super::callbacks;
 use super::env::Env;
 use super::library::Running;
 use super::missing;
@@ -120,6 +121,7 @@ impl Executor {
         self.used = false;
         self.running.leave();
         NUMBER.set(NO_CALL);
+        callbacks::keep_up();
     }
 
     #[inline]

@@ -1,10 +1,11 @@
 //! The libraries of this process: by which number the VM calls them, and how long each is needed.
 //!
 //! A library is held by the VM's code, until it says `Unload`, and by each type of its objects that has callbacks, until the
-//! type is forgotten and its objects are gone, as in the VM. Who gives up the last hold runs the unload callback and closes the
+//! type is forgotten and its objects are gone, as in the VM. When the last hold is given up, the thread `callbacks` runs the unload callback and closes the
 //! file. Calls do not hold: that would be two counted writes for each. An executor notes what it runs instead, and `Unload`
 //! waits until no executor notes the library.
 
+use super::callbacks::{self, Work};
 use super::env::{Env, Nif};
 use super::option::Options;
 use super::term::Term;
@@ -13,7 +14,6 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, compiler_fence, fence};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 pub type LoadCallback = unsafe extern "C" fn(*mut Env, *mut *mut c_void, Term) -> std::ffi::c_int;
 pub type UpgradeCallback =
@@ -224,13 +224,19 @@ impl Library {
             .is_ok()
     }
 
-    /// Gives up a hold. The last one runs the unload callback, in this thread, and closes the library.
+    /// Gives up a hold. After the last one the library is closed: not in this thread, which may be in its code, or in code that the
+    /// unload callback waits for.
     pub fn let_go(&'static self) {
         // AcqRel: what every holder did happens before the library is closed.
         if self.holders.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.run_unload();
-            self.close();
+            callbacks::later(Work::Close(self));
         }
+    }
+
+    /// Nobody holds it: runs the unload callback and closes the library.
+    pub fn end(&'static self) {
+        self.run_unload();
+        self.close();
     }
 
     pub fn run_unload(&'static self) {
@@ -261,15 +267,7 @@ impl Library {
             .is_ok()
     }
 
-    /// Waits until no executor works on it. Executors do not say when they leave, because each call would pay for it.
-    pub fn wait_until_left(&self) {
-        let mut pause = Duration::from_micros(50);
-        while executed(self) {
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
-        }
-    }
-
+    /// Whether an executor works on it. Executors do not say when they leave, because each call would pay for it.
     pub fn is_executed(&self) -> bool {
         executed(self)
     }

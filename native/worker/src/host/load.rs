@@ -1,5 +1,6 @@
 //! Loading and unloading libraries, as `erlang:load_nif/2` and the purge of a module's code do.
 
+use super::callbacks::{self, Awaited, Work};
 use super::elf;
 use super::entry::{Entry, MAJOR};
 use super::env::Env;
@@ -10,12 +11,12 @@ use super::resource;
 use super::symbols;
 use super::wire::Arguments;
 use super::{atom, term::Term};
-use crate::thread;
 use snakepit_wire::control::{Failed, Loaded, Stage};
 use snakepit_wire::{Decoder, Limits, SliceSource};
 use std::ffi::{CStr, CString, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// A library to be loaded.
 #[derive(Debug)]
@@ -100,6 +101,8 @@ pub fn load_wanted(wanted: &Wanted<'_>, proceed: impl FnOnce(&Loaded) -> bool) -
         }
         Err(error) => {
             resource::roll_back();
+            // An object that its callback has made and let go of: its destructor may run.
+            callbacks::settle();
             library.discard();
             Err(error)
         }
@@ -211,32 +214,43 @@ fn start(library: &'static Library, entry: &Entry, wanted: &Wanted<'_>) -> Resul
     }
 }
 
-/// Unloads a library while others stay: when no call of it runs any more, its types are forgotten and, when no object
-/// of them is left that needs it, its unload callback runs. `done` is called before that last condition.
+/// Unloads a library while others stay, in the thread `callbacks`, so never while another one is being loaded: its functions cannot be
+/// called any more; when no call of it runs, its types are forgotten and, when no object of them is left that needs it, its
+/// unload callback runs. `done` is called before that last condition, and after the callback if nothing needs the library.
 pub fn unload(number: u32, done: impl FnOnce() + Send + 'static) {
     let Some(library) = library::find(number).filter(|library| library.withdraw()) else {
         return done();
     };
-    let finish = move || {
-        library.wait_until_left();
+    let work = move || {
         option::thread_unloads(library);
         resource::disown(library);
         library.let_go();
-        done();
+        callbacks::later(Work::Other(Box::new(done)));
     };
     if library.is_executed() {
-        // A call that goes on and on keeps nobody else waiting. Without a thread its library stays.
-        drop(thread::spawn(c"unload", finish));
+        // A call that goes on and on keeps nobody else waiting.
+        callbacks::later(Work::When(Awaited {
+            ready: Box::new(|| !library.is_executed()),
+            work: Box::new(work),
+        }));
     } else {
-        finish();
+        work();
     }
 }
 
-/// Runs the unload callbacks, when nothing of the libraries runs any more: at the end of a worker that is told to stop.
+/// For destructors and what else is to be done before the unload callbacks of a worker that is told to stop. The VM's patience
+/// with the process is less; this bound is for one that has forgotten it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs the unload callbacks, when no call of the libraries runs any more: at the end of a worker that is told to stop. What the
+/// VM has told before is done first, and nothing after it: they run neither before a destructor that is due nor beside one.
+/// When that does not come to an end, they do not run.
 pub fn unload_all() {
-    for library in library::all() {
-        if library.withdraw() {
-            library.run_unload();
+    callbacks::end(PATIENCE, || {
+        for library in library::all() {
+            if library.withdraw() {
+                library.run_unload();
+            }
         }
-    }
+    });
 }

@@ -39,11 +39,12 @@ mod vm;
 mod wire;
 mod zlib;
 
+pub use callbacks::{attended, retry, settle};
 pub use clock::{Clock, follow};
 pub use executor::{Call, Executor, Outcome, limits};
 pub use lack::{Allocator, when_memory_lacks};
 pub use library::register_barriers;
-pub use load::{Wanted, load, load_wanted, unload, unload_all};
+pub use load::{Wanted, load, load_wanted, unload_all};
 pub use option::threads_unload;
 pub use service::{Transport, answer, connect, hears, stop};
 pub use symbols::{exported, implemented};
@@ -52,6 +53,11 @@ pub use vm::tell_of;
 /// The VM has let go of these resources: one number for each handle that it had. Destructors run in a thread of their own.
 pub fn release(ids: Vec<u64>) {
     callbacks::later(callbacks::Work::Release(ids));
+}
+
+/// Unloads a library; `done` is called when nothing runs in it any more.
+pub fn unload(number: u32, done: impl FnOnce() + Send + 'static) {
+    later(move || load::unload(number, done));
 }
 
 /// A process that the library monitors has ended. Its callback runs in the same thread.
@@ -67,9 +73,4 @@ pub fn later(work: impl FnOnce() + Send + 'static) {
 /// Objects of the library that are alive.
 pub fn objects() -> u64 {
     resource::alive()
-}
-
-/// Waits until all that was told by [`release`] and [`down`] has been done.
-pub fn settle() {
-    callbacks::settle();
 }

@@ -2,8 +2,9 @@
 //!
 //! References are held by the library (`enif_alloc_resource`, `enif_keep_resource`), by the envs that hold a term of
 //! the object, by buffers over the object's memory, and by the VM: as many as it was sent handles and has not yet
-//! released. The last reference that goes runs the destructor, in the thread that lets go.
+//! released. When the last reference goes, the destructor runs in the thread `callbacks`.
 
+use super::callbacks::{self, Work};
 use super::env::Env;
 use super::library::Library;
 use super::monitor;
@@ -178,13 +179,13 @@ fn known<T>(work: impl FnOnce(&mut Known) -> T) -> T {
     }))
 }
 
-/// Finds a type by module and name; also one that the callback which runs has just opened.
+/// Finds a type by module and name. What the callback that runs has opened itself is not there yet, as in the VM.
 pub fn find(module: Term, name: Term) -> Option<&'static Type> {
-    let named = |kind: &&'static Type| kind.module == module && kind.name == name;
     let types = TYPES.lock().unwrap_or_else(PoisonError::into_inner);
-    let there = types.iter().copied().find(named);
-    drop(types);
-    there.or_else(|| opened().iter().map(|opened| opened.kind).find(named))
+    types
+        .iter()
+        .copied()
+        .find(|kind| kind.module == module && kind.name == name)
 }
 
 /// What a load or upgrade callback has opened so far. It counts when the callback has succeeded.
@@ -198,6 +199,11 @@ struct Opened {
 
 fn opened() -> MutexGuard<'static, Vec<Opened>> {
     OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All of them, the last one first. Not under the lock any more: what is done with them may run code of a library.
+fn take_opened() -> impl Iterator<Item = Opened> {
+    std::mem::take(&mut *opened()).into_iter().rev()
 }
 
 /// A new type.
@@ -220,9 +226,12 @@ pub fn take_over(kind: &'static Type, callbacks: Callbacks) {
     opened().push(Opened { kind, takes_over });
 }
 
-/// The library's callback has succeeded: it has what it has opened.
+/// The library's callback has succeeded: it has what it has opened. Of two with the same name, the one that was opened first counts:
+/// it is the one that is found, or its callbacks are those of the type that both take over.
+///
+/// A type that was found to be taken over is still there: nothing is disowned while a library is being loaded.
 pub fn commit(library: &'static Library) {
-    for Opened { kind, takes_over } in std::mem::take(&mut *opened()) {
+    for Opened { kind, takes_over } in take_opened() {
         let callbacks = takes_over.unwrap_or(*kind.callbacks());
         if callbacks.any() {
             // It is being loaded, so it is not closed.
@@ -234,14 +243,14 @@ pub fn commit(library: &'static Library) {
                 before.owner.let_go();
             }
         } else {
-            TYPES.lock().unwrap_or_else(PoisonError::into_inner).push(kind);
+            TYPES.lock().unwrap_or_else(PoisonError::into_inner).insert(0, kind);
         }
     }
 }
 
 /// It has failed.
 pub fn roll_back() {
-    for Opened { kind, takes_over } in std::mem::take(&mut *opened()) {
+    for Opened { kind, takes_over } in take_opened() {
         if takes_over.is_none() {
             // Objects that it has made all the same have nobody who knows them.
             let owner = kind.behaviour().owner;
@@ -250,7 +259,8 @@ pub fn roll_back() {
     }
 }
 
-/// Forgets the types of a library that is unloaded. It is held by those of them that still have objects.
+/// Forgets the types of a library that is unloaded. It is held by those of them that still have objects. Not while another library
+/// is being loaded, which may be taking them over.
 pub fn disown(library: &'static Library) {
     let mut forgotten = Vec::new();
     TYPES.lock().unwrap_or_else(PoisonError::into_inner).retain(|kind| {
@@ -260,7 +270,6 @@ pub fn disown(library: &'static Library) {
         }
         keeps
     });
-    // Outside of the lock: a library may be closed, and its callback run.
     forgotten.into_iter().for_each(Type::let_go);
 }
 
@@ -357,47 +366,77 @@ pub unsafe fn release(object: *mut Object) {
     unsafe {
         if (*object).count.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
-            destroy(object);
+            if (*(*object).kind).callbacks().any() {
+                callbacks::later(Work::Destroy(Doomed(object)));
+            } else {
+                free(object);
+            }
         }
     }
 }
 
+/// An object that nobody refers to. Dropped, it stays for good.
+#[derive(Debug)]
+pub struct Doomed(*mut Object);
+
+// SAFETY: nobody else has it, and what was done to it happens before that.
+unsafe impl Send for Doomed {}
+
+impl Doomed {
+    /// Runs the destructor. In the thread `callbacks` only: no down callback of the object runs beside it, and a monitor that
+    /// it makes has ended when the VM's word of it is read.
+    pub fn destroy(self) {
+        let Self(object) = self;
+        // SAFETY: alive, types live for ever. The count is raised to one for the time that the destructor runs, so that it can make
+        // a term of the object. One that the destructor gives away lives on.
+        unsafe {
+            // First: nobody finds it any more.
+            forget(object);
+            let destroyed = (*(*object).kind).run(
+                |callbacks| callbacks.destructor,
+                |destructor, owner| {
+                    (*object).count.store(1, Ordering::Relaxed);
+                    let mut env = Env::callback(Some(owner));
+                    destructor(&raw mut *env, data(object));
+                },
+            );
+            if destroyed {
+                if (*object).count.fetch_sub(1, Ordering::Release) != 1 {
+                    return;
+                }
+                fence(Ordering::Acquire);
+            }
+            // Once more: what the destructor has monitored.
+            free(object);
+        }
+    }
+}
+
+/// Takes away the number and the monitors of an object that is about to end.
+///
 /// # Safety
 /// Nobody refers to `object`.
-unsafe fn destroy(object: *mut Object) {
-    // SAFETY: alive, types live for ever. A destructor that takes the object up again (`enif_keep_resource`) keeps it, as
-    // in the VM: the count was raised to one for the time that it runs.
+unsafe fn forget(object: *mut Object) {
+    // SAFETY: alive, types live for ever. Relaxed: what others did to the object happens before.
     unsafe {
-        let kind = &*(*object).kind;
-        let end_monitors = || {
-            if kind.monitored.load(Ordering::Relaxed) {
-                monitor::end_all(object);
-            }
-        };
-        // First: nobody finds it any more.
         if (*object).numbered.swap(false, Ordering::Relaxed) {
             unnumber(object);
         }
-        end_monitors();
-        let destroyed = kind.run(
-            |callbacks| callbacks.destructor,
-            |destructor, owner| {
-                (*object).count.store(1, Ordering::Relaxed);
-                let mut env = Env::callback(Some(owner));
-                destructor(&raw mut *env, data(object));
-            },
-        );
-        if destroyed {
-            if (*object).count.fetch_sub(1, Ordering::Release) != 1 {
-                return;
-            }
-            fence(Ordering::Acquire);
-            // What the destructor has monitored.
-            if (*object).numbered.swap(false, Ordering::Relaxed) {
-                unnumber(object);
-            }
-            end_monitors();
+        if (*(*object).kind).monitored.load(Ordering::Relaxed) {
+            monitor::end_all(object);
         }
+    }
+}
+
+/// Gives the memory back.
+///
+/// # Safety
+/// Nobody refers to `object`, and its destructor, if it has one, has run.
+unsafe fn free(object: *mut Object) {
+    // SAFETY: as above.
+    unsafe {
+        forget(object);
+        let kind = &*(*object).kind;
         if let Some(layout) = layout((*object).size) {
             dealloc(object.cast(), layout);
             ALIVE.fetch_sub(1, Ordering::Relaxed);
@@ -473,7 +512,7 @@ pub fn dropped(numbers: &[u64]) {
             Some(object)
         });
         if let Some(object) = last {
-            // SAFETY: the table's reference, which is nobody's any more. Outside of the lock: destructors may do anything.
+            // SAFETY: the table's reference, which is nobody's any more. Outside of the lock, which its end takes.
             unsafe { release(object) };
         }
     }

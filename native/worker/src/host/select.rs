@@ -167,7 +167,7 @@ fn forget(fd: RawFd) {
     }
 }
 
-/// Sends outside of the table's lock: it may wait, and what ends with a message may run a destructor.
+/// Sends outside of the table's lock: it may wait.
 fn deliver(messages: Vec<Waiting>) {
     for waiting in messages {
         send::notify(waiting.receiver, waiting.message);

@@ -35,7 +35,7 @@ struct Sender {
 const KEPT: usize = 64 << 10;
 
 thread_local! {
-    /// Taken out while it is used: a destructor that runs meanwhile may send as well, with another one.
+    /// Taken out while it is used.
     static SENDER: Cell<Option<Box<Sender>>> = const { Cell::new(None) };
 }
 
@@ -159,7 +159,6 @@ fn transmit(way: Way, to: Name, term: Term, asked: bool) -> Option<Reply> {
     sender.give_back();
     match reply {
         Some(_) => answers.commit(),
-        // May run destructors.
         None => answers.undo(),
     }
     reply

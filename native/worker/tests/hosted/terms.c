@@ -27,15 +27,19 @@ enum { DELAY_HALT = 1, ON_HALT, ON_UNLOAD_THREAD };
 
 static void gone(void *data) { (void)data; }
 
-static int types_are_taken_over(ErlNifEnv *env)
+static int types_are_opened(ErlNifEnv *env)
 {
     ErlNifResourceFlags tried;
-    if (enif_open_resource_type(env, NULL, "counted", destroy, ERL_NIF_RT_CREATE, &tried) || tried != ERL_NIF_RT_CREATE)
+    /* What this callback has opened is not there yet: each is a type of its own. */
+    ErlNifResourceType *other = enif_open_resource_type(env, NULL, "counted", destroy, ERL_NIF_RT_CREATE, &tried);
+    if (!other || other == counted || tried != ERL_NIF_RT_CREATE)
         return 0;
     if (enif_open_resource_type(env, NULL, "absent", destroy, ERL_NIF_RT_TAKEOVER, &tried) || tried != ERL_NIF_RT_TAKEOVER)
         return 0;
-    if (enif_open_resource_type(env, NULL, "counted", destroy, ERL_NIF_RT_CREATE | ERL_NIF_RT_TAKEOVER, &tried) != counted ||
-        tried != ERL_NIF_RT_TAKEOVER)
+    other = enif_open_resource_type(env, NULL, "counted", destroy, ERL_NIF_RT_CREATE | ERL_NIF_RT_TAKEOVER, &tried);
+    if (!other || other == counted || tried != ERL_NIF_RT_CREATE)
+        return 0;
+    if (enif_open_resource_type(env, NULL, "counted", destroy, ERL_NIF_RT_TAKEOVER, &tried))
         return 0;
     return enif_open_resource_type(env, "any", "new", destroy, ERL_NIF_RT_CREATE | ERL_NIF_RT_TAKEOVER, &tried) &&
            tried == ERL_NIF_RT_CREATE;
@@ -56,7 +60,7 @@ static int load(ErlNifEnv *env, void **priv_data, ERL_NIF_TERM info)
     *priv_data = &data;
     counted = enif_open_resource_type(env, NULL, "counted", destroy, ERL_NIF_RT_CREATE, NULL);
     kept_env = enif_alloc_env();
-    if (!types_are_taken_over(env))
+    if (!types_are_opened(env))
         return 19;
     if (!options_are_set(env))
         return 20;
