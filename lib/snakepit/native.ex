@@ -487,6 +487,13 @@ defmodule Snakepit.Native do
   @spec worker_close(worker(), reason :: {atom(), map()}) :: :ok
   def worker_close(_worker, _reason), do: nif()
 
+  @doc """
+  By whoever has had its process started, after its owner was told: the process has ended, for that reason; nil: nobody will see it end. An owner
+  that has ended, or ends before it says `worker_close/2`, has the worker closed then.
+  """
+  @spec worker_ended(worker(), reason :: {atom(), map()} | nil) :: :ok
+  def worker_ended(_worker, _reason), do: nif()
+
   @doc "Asks the worker to end by itself."
   @spec worker_stop(worker()) :: :ok | failure()
   def worker_stop(_worker), do: nif()
