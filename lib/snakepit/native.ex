@@ -511,7 +511,9 @@ defmodule Snakepit.Native do
   @spec worker_clock(worker()) :: :ok
   def worker_clock(_worker), do: nif()
 
-  @doc "Sends the pending releases of resource handles to the worker. Answers how many are left for the next time."
+  @doc """
+  Sends the pending releases of resource handles to the worker. Answers how many are left for the next time. `:protocol`: it has not read any for long.
+  """
   @spec worker_flush(worker()) :: {:ok, left :: non_neg_integer()} | failure()
   def worker_flush(_worker), do: nif()
 

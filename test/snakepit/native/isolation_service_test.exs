@@ -347,6 +347,121 @@ defmodule Snakepit.Native.IsolationServiceTest do
     with {:ok, _, _, _, _} <- serve_all(worker), do: ask_on(pool, worker, ask, times - 1)
   end
 
+  test "references that it is given back and does not read are few, or it is a liar", %{pool: pool, worker: worker} do
+    assert {:ok, :ok} = call(pool, :deafen, [])
+    # One object, again and again: that is one number.
+    for _ <- 1..60, do: aside(fn -> assert {:ok, [_ | _]} = call(pool, :objects, [10_000, 0]) end)
+    flushed_until(worker, :busy)
+    assert Native.worker_status(worker).releases > 262_144
+    # So many that it could not have sent them if it had to listen.
+    assert {:error, {:protocol, %{message: "it does not read" <> _}}} = objects_on(pool, worker, 200)
+    assert Native.worker_status(worker).faulty
+  end
+
+  defp objects_on(_pool, _worker, 0), do: :never
+
+  defp objects_on(pool, worker, times) do
+    aside(fn -> assert {:ok, [_ | _]} = call(pool, :objects, [10_000, 1]) end)
+    with {:error, {:busy, _}} <- Native.worker_flush(worker), do: objects_on(pool, worker, times - 1)
+  end
+
+  test "as many as the VM has had at a time may be given back to a worker that does not read for a while",
+       %{pool: pool, worker: worker, warden: warden} = context do
+    aside(fn ->
+      all = for _ <- 1..30, do: call(pool, :objects, [10_000, 1])
+      assert length(all) == 30
+      stopped(warden, context.os_pid)
+    end)
+
+    eventually(fn -> Native.worker_status(worker).releases > 290_000 end)
+    flushed_until(worker, :busy)
+    assert :ok = Native.warden_kill(warden, 1, 18)
+    eventually(fn -> match?({:ok, 0}, Native.worker_flush(worker)) end)
+    eventually(fn -> Native.worker_status(worker).status.objects == 0 end)
+    assert {:ok, 3} = call(pool, :add, [1, 2])
+  end
+
+  defp aside(work), do: work |> Task.async() |> Task.await(30_000)
+
+  # The process reads nothing.
+  defp stopped(warden, os_pid) do
+    assert :ok = Native.warden_kill(warden, 1, 19)
+    eventually(fn -> File.read!("/proc/#{os_pid}/stat") =~ ") T " end)
+  end
+
+  defp flushed_until(worker, reason) do
+    case Native.worker_flush(worker) do
+      {:error, {^reason, _}} -> :ok
+      {:ok, _} -> flushed_until(worker, reason)
+    end
+  end
+
+  # Without room for anything.
+  defp filled(%{pool: pool, worker: worker, warden: warden, os_pid: os_pid}) do
+    assert {:ok, _} = queue(pool, request(:IsAlive, [1, @me]), 5_000)
+    stopped(warden, os_pid)
+    serve_all(worker)
+  end
+
+  test "what its owner says waits for room too, in order", %{worker: worker, warden: warden} = context do
+    path = NativeFixture.path(:tenant_a)
+
+    said_after = fn tell, count ->
+      filled(context)
+      assert :ok = tell.()
+      assert :ok = Native.warden_kill(warden, 1, 18)
+      for _ <- 1..count, do: said_with_room(worker)
+    end
+
+    load = fn -> Native.worker_load(worker, {1, nil, false}, path, 0) end
+    asking = fn -> Native.worker_load(worker, {2, nil, true}, path, 0) end
+    unload = fn number -> Native.worker_unload(worker, number) end
+    assert [{:loaded, %{library: 1}}, {:unloaded, 1}] = said_after.(fn -> load.() && unload.(1) end, 2)
+    assert [{:opened, %{library: 2}}] = said_after.(asking, 1)
+    assert [{:loaded, %{library: 2}}] = said_after.(fn -> Native.worker_proceed(worker, 2) end, 1)
+    assert [:closed] = said_after.(fn -> Native.worker_stop(worker) end, 1)
+    assert {:exited, 1, _, {:exit, 0}} = heard(warden)
+  end
+
+  # As the process that hears the bell does.
+  defp said_with_room(worker) do
+    case Native.worker_receive(worker) do
+      {:ok, message} ->
+        message
+
+      :closed ->
+        :closed
+
+      :again ->
+        :ok = Native.worker_select(worker, :control)
+
+        receive do
+          {:select, ^worker, :control, :ready_input} -> :ok
+          {:select, ^worker, :control, :ready_output} -> serve(worker)
+        after
+          @deadline -> flunk("nothing is said")
+        end
+
+        said_with_room(worker)
+    end
+  end
+
+  test "names of what a library is loaded with go with it, or when it could not be told", %{worker: worker} do
+    for number <- 1..200 do
+      info = for _ <- 1..10, do: make_ref()
+      assert :ok = Native.worker_load(worker, {number, nil, false}, NativeFixture.path(:tenant_a), info)
+      assert {:loaded, %{library: ^number}} = said(worker)
+      assert :ok = Native.worker_unload(worker, number)
+      assert {:unloaded, ^number} = said(worker)
+      # It cannot be sent.
+      unsendable = info ++ [String.duplicate("x", 100_000)]
+      assert {:error, {:too_large, _}} = Native.worker_load(worker, {number, nil, false}, "x", unsendable)
+      missing = {:not_loaded, number + 1_000, 0}
+      assert :ok = Native.worker_load(worker, {elem(missing, 1), nil, false}, "/nowhere", info)
+      assert {:not_loaded, _, _} = said(worker)
+    end
+  end
+
   test "answers wait for room, and go out when there is some",
        %{pool: pool, worker: worker, warden: warden} = context do
     assert {:ok, put} = queue(pool, request(:IsAlive, [1, @me]), 5_000)

@@ -87,6 +87,8 @@ pub struct Worker {
     given_up: Mutex<Vec<u64>>,
     /// Tables of the libraries that it has loaded, by number.
     functions: Mutex<HashMap<u32, Arc<[Function]>>>,
+    /// Names in what libraries are loaded with, by number.
+    load_infos: Mutex<HashMap<u32, Vec<Name>>>,
     /// It was told how to work, with its first library.
     begun: AtomicBool,
     queue: OnceLock<Arc<SlotQueue>>,
@@ -199,6 +201,7 @@ impl Worker {
             parked: (0..plan.slots).map(|_| Mutex::new(None)).collect(),
             given_up: Mutex::new(Vec::new()),
             functions: Mutex::default(),
+            load_infos: Mutex::default(),
             begun: AtomicBool::new(false),
             queue: OnceLock::new(),
             faulty: AtomicBool::new(false),
@@ -494,12 +497,30 @@ impl Worker {
         Ok(woken)
     }
 
+    /// Now or not at all, and perhaps before what waits.
     fn send(&self, message: &ToWorker) -> Result<()> {
         let packet = control::encode(message).map_err(unsent)?;
         match packets::post(&self.control, &packet, &[]) {
             Sent::Yes => Ok(()),
             Sent::Busy => Err(Failure::Busy),
             Sent::Closed => Err(Error::Closed.into()),
+        }
+    }
+
+    fn tell(worker: Ref<'_, Self>, env: Env<'_>, message: &ToWorker) -> Result<()> {
+        worker.services.replies().tell(worker, env.as_c_arg(), message)
+    }
+
+    /// A library is gone, and what it was loaded with. Its copies of that are kept by a request that may be in the queue still.
+    fn forget_load_info(&self, library: u32) {
+        let Some(names) = self.load_infos.lock().remove(&library) else {
+            return;
+        };
+        let position = self.ring.events_end();
+        if self.ring.events_done_until(position) {
+            self.forget(&names);
+        } else {
+            self.services.forget_later(position, names);
         }
     }
 
@@ -687,7 +708,9 @@ fn worker_receive<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
                 }
                 FromWorker::Unloaded { library } => {
                     worker.functions.lock().remove(&library);
+                    worker.forget_load_info(library);
                 }
+                FromWorker::NotLoaded { library, .. } => worker.forget_load_info(library),
                 _ => {}
             }
             (atoms::ok(), term).encode(env)
@@ -788,24 +811,28 @@ fn worker_load<'a>(
                 path: path.as_slice().to_vec(),
                 load_info,
             };
-            worker.send(&ToWorker::Load(load))?;
+            Worker::tell(worker, env, &ToWorker::Load(load))?;
             worker.begun.store(true, Ordering::Relaxed);
             Ok(())
         });
-    // The names of a load info stay: a library keeps what it is loaded with.
+    if sent.is_err() {
+        worker.forget(&kept);
+    } else if !kept.is_empty() {
+        worker.load_infos.lock().insert(library, kept);
+    }
     Ok(done(env, sent))
 }
 
 #[rustler::nif]
 fn worker_proceed<'a>(env: Env<'a>, worker: Term<'a>, library: u32) -> NifResult<Term<'a>> {
     let worker = Ref::<Worker>::of(worker)?;
-    Ok(done(env, worker.send(&ToWorker::Proceed { library })))
+    Ok(done(env, Worker::tell(worker, env, &ToWorker::Proceed { library })))
 }
 
 #[rustler::nif]
 fn worker_unload<'a>(env: Env<'a>, worker: Term<'a>, library: u32) -> NifResult<Term<'a>> {
     let worker = Ref::<Worker>::of(worker)?;
-    Ok(done(env, worker.send(&ToWorker::Unload { library })))
+    Ok(done(env, Worker::tell(worker, env, &ToWorker::Unload { library })))
 }
 
 #[rustler::nif]
@@ -871,7 +898,7 @@ unsafe extern "C" fn ended_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const
 #[rustler::nif]
 fn worker_stop<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
     let worker = Ref::<Worker>::of(worker)?;
-    Ok(done(env, worker.send(&ToWorker::Stop)))
+    Ok(done(env, Worker::tell(worker, env, &ToWorker::Stop)))
 }
 
 #[rustler::nif]
@@ -886,8 +913,11 @@ fn worker_flush<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
     if !taken.is_empty() {
         let message = ToWorker::Release { ids: taken };
         if let Err(failure) = worker.send(&message) {
-            if let (ToWorker::Release { ids }, Failure::Busy) = (message, &failure) {
-                worker.releases.put_back(ids);
+            if let (ToWorker::Release { ids }, Failure::Busy) = (message, &failure)
+                && !worker.releases.put_back(&ids)
+            {
+                worker.fault();
+                return Ok(Failure::protocol("it does not read which objects are given back").term(env));
             }
             return Ok(failure.term(env));
         }
