@@ -381,6 +381,75 @@ defmodule Snakepit.Native.IsolationServiceTest do
     assert {:ok, 3} = call(pool, :add, [1, 2])
   end
 
+  test "objects behind what the VM refuses are given back", %{pool: pool, worker: worker} do
+    text = fn -> "behind_#{System.unique_integer([:positive])}" end
+    one = fn -> call(pool, :atom_and_objects, [text.(), 1]) end
+    assert Enum.any?(1..200, fn _ -> match?({:error, {:too_many_atoms, _}}, one.()) end)
+
+    # The short way, on a scheduler, on a dirty one.
+    for count <- [20, 3_000, 10_000] do
+      assert {:error, {:too_many_atoms, _}} = call(pool, :atom_and_objects, [text.(), count])
+      none_left(pool, worker)
+    end
+  end
+
+  # Those of the worker, by its own count.
+  defp none_left(pool, worker), do: left(pool, worker, 0)
+
+  defp left(pool, worker, count) do
+    eventually(fn ->
+      :erlang.garbage_collect()
+      flush_all(worker)
+      # It has heard of what was given back before.
+      {:ok, 3} = call(pool, :add, [1, 2])
+      Native.worker_status(worker).status.objects == count
+    end)
+  end
+
+  defp flush_all(worker) do
+    with {:ok, left} when left > 0 <- Native.worker_flush(worker), do: flush_all(worker)
+  end
+
+  for {how, count} <- ["in the short way": 400, "on a scheduler": 5_000, "on a dirty one": 20_000] do
+    test "each object of an answer is counted once, #{how}", %{pool: pool, worker: worker} do
+      count = unquote(count)
+
+      aside(fn ->
+        assert {:ok, objects} = call(pool, :objects, [count, 1])
+        assert objects |> Enum.uniq() |> length() == count
+        left(pool, worker, count)
+        assert {:ok, ^objects} = call(pool, :echo, [objects])
+        left(pool, worker, count)
+        objects
+      end)
+
+      none_left(pool, worker)
+
+      aside(fn ->
+        assert {:ok, [one | _] = objects} = call(pool, :objects, [count, 0])
+        assert Enum.uniq(objects) == [one]
+        assert Native.worker_status(worker).releases == count - 1
+        left(pool, worker, 1)
+        assert {:ok, ^one} = call(pool, :echo, [one])
+      end)
+
+      none_left(pool, worker)
+    end
+  end
+
+  test "the time that objects take is the caller's", %{pool: pool} do
+    reductions = fn count ->
+      {:reductions, before} = Process.info(self(), :reductions)
+      {:ok, [_ | _]} = call(pool, :objects, [count, 1], 100_000)
+      {:reductions, now} = Process.info(self(), :reductions)
+      now - before
+    end
+
+    reductions.(1)
+    # Forty quarters of a microsecond are forty reductions: a quarter of a slice, at least.
+    assert reductions.(170) > 900
+  end
+
   defp aside(work), do: work |> Task.async() |> Task.await(30_000)
 
   # The process reads nothing.
