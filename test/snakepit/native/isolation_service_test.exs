@@ -377,7 +377,7 @@ defmodule Snakepit.Native.IsolationServiceTest do
     flushed_until(worker, :busy)
     assert :ok = Native.warden_kill(warden, 1, 18)
     eventually(fn -> match?({:ok, 0}, Native.worker_flush(worker)) end)
-    eventually(fn -> Native.worker_status(worker).status.objects == 0 end)
+    eventually(fn -> call(pool, :alive, []) == {:ok, 0} end)
     assert {:ok, 3} = call(pool, :add, [1, 2])
   end
 
@@ -393,16 +393,18 @@ defmodule Snakepit.Native.IsolationServiceTest do
     end
   end
 
-  # Those of the worker, by its own count.
+  # Those of the library, by its own count.
   defp none_left(pool, worker), do: left(pool, worker, 0)
 
   defp left(pool, worker, count) do
     eventually(fn ->
       :erlang.garbage_collect()
       flush_all(worker)
-      # It has heard of what was given back before.
-      {:ok, 3} = call(pool, :add, [1, 2])
-      Native.worker_status(worker).status.objects == count
+      # It answers this after what it was told before.
+      number = 256 * rem(System.unique_integer([:positive]), 4_000) + 1
+      assert :ok = Native.worker_load(worker, {number, nil, false}, "/nowhere", 0)
+      assert {:not_loaded, ^number, _} = said(worker)
+      call(pool, :alive, []) == {:ok, count}
     end)
   end
 

@@ -35,6 +35,8 @@ const WORD: u64 = 8;
 const KEYS: usize = PACKET / 2;
 /// What a process has to handle for a monitor, in bytes.
 const SIGNALS: u64 = 256;
+/// Names that are looked at, for want of free places, for one answer of them.
+const LOOKS: u64 = 16_384;
 /// What a key costs beside its bytes.
 const EACH_KEY: usize = 32;
 /// What any request takes, in quarters of a microsecond.
@@ -306,11 +308,12 @@ impl Intake {
         named.map_or(Reply::Refused, |keyed| Reply::Names(vec![keyed]))
     }
 
-    /// New references, as many as fit an answer and the table: the library asks again for others.
+    /// New references, as many as fit an answer and the table, and do not take long to find places for: the library asks again for others.
     fn references(&mut self, worker: &Worker, count: u32) -> Reply {
         let env = self.env.as_c_arg();
         let mut made: Vec<Keyed> = Vec::new();
         let mut bytes = 0;
+        let looked = worker.names().lock().looked();
         for _ in 0..count {
             // SAFETY: our own environment, which is alive.
             let term = unsafe { enif_make_ref(env) };
@@ -321,6 +324,9 @@ impl Intake {
                 break;
             }
             let mut names = worker.names().lock();
+            if names.looked() - looked > LOOKS && !made.is_empty() {
+                break;
+            }
             match names.keep(env, NameKind::Reference, term, words, Holder::Library) {
                 Ok(name) => made.push(keyed(name, &key)),
                 Err(_) => break,
