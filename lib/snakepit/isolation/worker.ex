@@ -676,21 +676,10 @@ defmodule Snakepit.Isolation.Worker do
   # Objects that the VM has let go of. A library that returns one with each call makes many of them.
   defp flush(state) do
     case Native.worker_flush(state.native) do
-      {:ok, 0} ->
-        state
-
-      {:ok, _left} ->
-        flush(state)
-
-      {:error, {:busy, _}} ->
-        Process.send_after(self(), {:flush, state.token}, @pause)
-        state
-
-      {:error, {:protocol, details}} ->
-        lied(state, details)
-
-      {:error, _} ->
-        state
+      {:ok, left} when left > 0 -> flush(state)
+      {:error, {:busy, _}} -> Process.send_after(self(), {:flush, state.token}, @pause) && state
+      {:error, {:protocol, details}} -> lied(state, details)
+      _done_or_closed -> state
     end
   end
 
