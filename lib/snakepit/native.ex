@@ -491,6 +491,13 @@ defmodule Snakepit.Native do
   @spec worker_close(worker(), reason :: {atom(), map()}) :: :ok
   def worker_close(_worker, _reason), do: nif()
 
+  @doc """
+  By whoever has had its process started, after its owner was told: the process has ended, for that reason; nil: nobody will see it end. An owner
+  that has ended, or ends before it says `worker_close/2`, has the worker closed then.
+  """
+  @spec worker_ended(worker(), reason :: {atom(), map()} | nil) :: :ok
+  def worker_ended(_worker, _reason), do: nif()
+
   @doc "Asks the worker to end by itself."
   @spec worker_stop(worker()) :: :ok | failure()
   def worker_stop(_worker), do: nif()
@@ -508,7 +515,9 @@ defmodule Snakepit.Native do
   @spec worker_clock(worker()) :: :ok
   def worker_clock(_worker), do: nif()
 
-  @doc "Sends the pending releases of resource handles to the worker. Answers how many are left for the next time."
+  @doc """
+  Sends the pending releases of resource handles to the worker. Answers how many are left for the next time. `:protocol`: it has not read any for long.
+  """
   @spec worker_flush(worker()) :: {:ok, left :: non_neg_integer()} | failure()
   def worker_flush(_worker), do: nif()
 

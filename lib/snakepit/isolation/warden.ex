@@ -5,13 +5,14 @@ defmodule Snakepit.Isolation.Warden do
   #
   #     {:started, os_pid} | {:not_started, details} | {:exited, os_pid, {:exit, code} | {:signal, number}} | :lost
   #
-  # `:lost`: the warden died, and its workers with it. When the owner of a worker dies, the worker is killed and its
-  # callers are answered from here.
+  # `:lost`: the warden died, and its workers with it. When the owner of a worker dies, the worker is killed. That a
+  # process has ended is told to the native worker too: if its owner dies before it has said so to those who wait, that does.
 
   use GenServer
 
   require Logger
 
+  alias Snakepit.Isolation.Error
   alias Snakepit.Native
 
   # Between attempts to write to a socket that is full.
@@ -148,37 +149,28 @@ defmodule Snakepit.Isolation.Warden do
 
   defp heard({:not_started, token, details}, state) do
     tell(state, token, {:not_started, details})
-    forget(state, token, nil)
+    forget(state, token, Map.put(details, :because, :start))
   end
 
   defp heard({:exited, token, os_pid, status}, state) do
     tell(state, token, {:exited, os_pid, status})
-    forget(state, token, status)
+    forget(state, token, Map.put(Error.status(status), :because, :exited))
   end
 
   defp tell(state, token, event) do
     with %{owner: owner} when is_pid(owner) <- state.workers[token], do: send(owner, {__MODULE__, token, event})
   end
 
-  defp forget(state, token, status) do
+  defp forget(state, token, details) do
     case Map.pop(state.workers, token) do
       {nil, _} ->
         state
 
-      {%{owner: nil, native: native}, workers} ->
-        close(native, status)
-        %{state | workers: workers}
-
-      {%{monitor: monitor}, workers} ->
+      {%{monitor: monitor, native: native}, workers} ->
         Process.demonitor(monitor, [:flush])
+        Native.worker_ended(native, {:crashed, details})
         %{state | workers: workers, owners: Map.delete(state.owners, monitor)}
     end
-  end
-
-  # Nobody else is left to tell those who wait.
-  defp close(native, status) do
-    details = Map.put(Snakepit.Isolation.Error.status(status), :because, :exited)
-    Native.worker_close(native, {:crashed, details})
   end
 
   # The kernel kills a worker when its warden dies.
@@ -187,7 +179,8 @@ defmodule Snakepit.Isolation.Warden do
 
     for {token, worker} <- state.workers do
       tell(state, token, :lost)
-      if worker.owner, do: Process.demonitor(worker.monitor, [:flush]), else: close(worker.native, nil)
+      Process.demonitor(worker.monitor, [:flush])
+      Native.worker_ended(worker.native, nil)
     end
 
     Native.warden_close(state.native)

@@ -199,10 +199,7 @@ defmodule Snakepit.Isolation.Worker do
 
   def handle_info({:tick, token}, %{token: token} = state) when token != nil, do: {:noreply, tick(state)}
 
-  def handle_info({:flush, token}, %{token: token} = state) when token != nil do
-    flush(state)
-    {:noreply, state}
-  end
+  def handle_info({:flush, token}, %{token: token} = state) when token != nil, do: {:noreply, flush(state)}
 
   # The garbage collector has found handles, and more of them in a moment.
   def handle_info(:released, %{token: token} = state) when token != nil do
@@ -446,7 +443,7 @@ defmodule Snakepit.Isolation.Worker do
 
   defp unload(%{native: native, cause: nil} = state, number) when native != nil do
     # What it let go of before it was unloaded comes before that.
-    flush(state)
+    state = flush(state)
 
     case Loading.remove(state.loading, number, native) do
       {:leaving, loading} -> %{state | loading: loading}
@@ -692,7 +689,7 @@ defmodule Snakepit.Isolation.Worker do
   # ── Signs of life ─────────────────────────────────────────────────────────────────────────────────────────────
 
   defp tick(state) do
-    flush(state)
+    state = flush(state)
     Native.worker_clock(state.native)
     Process.send_after(self(), {:tick, state.token}, @tick)
     if state.cause, do: state, else: watch(state, Native.worker_status(state.native))
@@ -701,10 +698,10 @@ defmodule Snakepit.Isolation.Worker do
   # Objects that the VM has let go of. A library that returns one with each call makes many of them.
   defp flush(state) do
     case Native.worker_flush(state.native) do
-      {:ok, 0} -> :ok
-      {:ok, _left} -> flush(state)
-      {:error, {:busy, _}} -> Process.send_after(self(), {:flush, state.token}, @pause)
-      {:error, _} -> :ok
+      {:ok, left} when left > 0 -> flush(state)
+      {:error, {:busy, _}} -> Process.send_after(self(), {:flush, state.token}, @pause) && state
+      {:error, {:protocol, details}} -> lied(state, details)
+      _done_or_closed -> state
     end
   end
 

@@ -79,6 +79,68 @@ defmodule Snakepit.Isolation.SurvivalTest do
     refute File.exists?(path)
   end
 
+  # Whoever is suspended hears of nothing until it is killed.
+  test "the Worker, after its process has ended: what it was told is not lost with it" do
+    library = load!(:adder)
+    call = call_in_process(library, :sleep_forever, [], timeout: :infinity)
+    begun(library, 1)
+    server = server(library)
+    :sys.suspend(server)
+    signal(os_pid(library))
+    told(server)
+    kill(server)
+    assert {:error, %Error{reason: :crashed, signal: :SIGKILL}} = result_of(call)
+    assert {:ok, 3} = Isolation.call(library, :add, [1, 2])
+  end
+
+  test "the Worker, after the warden has ended: nobody waits for ever, nothing is executed twice" do
+    library = load!(:adder, slots: 2)
+    path = Path.join(temporary_directory("notes"), "notes")
+    begun = call_in_process(library, :sleep_forever, [], timeout: :infinity)
+    begun(library, 1)
+    queued = call_in_process(library, :note, [path, "queued"], timeout: :infinity)
+    in_flight(library, 2)
+    server = server(library)
+    :sys.suspend(server)
+    signal(Warden.os_pid())
+    told(server)
+    kill(server)
+
+    for call <- [begun, queued],
+        do: assert({:error, %Error{reason: :not_loaded, details: %{because: :abandoned}}} = result_of(call))
+
+    assert {:ok, 3} = Isolation.call(library, :add, [1, 2])
+    refute File.exists?(path)
+  end
+
+  test "the Worker, and its process has ended before Warden hears of either" do
+    [library, other] = for _ <- 1..2, do: load!(:adder)
+    [old, of_other] = for library <- [library, other], do: os_pid(library)
+    call = call_in_process(library, :sleep_forever, [], timeout: :infinity)
+    begun(library, 1)
+    warden = Process.whereis(Warden)
+    :sys.suspend(warden)
+    # It hears of another process, and reads all that there is, before it hears that the owner has ended.
+    signal(of_other)
+    eventually(fn -> Enum.any?(messages(warden), &match?({:select, _, _, _}, &1)) end)
+    server = server(library)
+    kill(server)
+    eventually(fn -> Enum.any?(messages(warden), &match?({:DOWN, _, _, ^server, _}, &1)) end)
+    # It ends by itself, and is reaped.
+    eventually(fn -> not File.exists?("/proc/#{old}") end)
+    :sys.resume(warden)
+    assert {:error, %Error{reason: :crashed}} = result_of(call)
+    for library <- [library, other], do: assert({:ok, 3} = Isolation.call(library, :add, [1, 2]))
+  end
+
+  defp messages(pid), do: pid |> Process.info(:messages) |> elem(1)
+
+  # Warden has told it, and has nothing to do with it any more.
+  defp told(server) do
+    eventually(fn -> Enum.any?(messages(server), &match?({Warden, _, _}, &1)) end)
+    :sys.get_state(Warden)
+  end
+
   test "the application's supervisor: calls without a deadline end, and the next start works" do
     {output, status} =
       SubVm.run("""

@@ -347,6 +347,192 @@ defmodule Snakepit.Native.IsolationServiceTest do
     with {:ok, _, _, _, _} <- serve_all(worker), do: ask_on(pool, worker, ask, times - 1)
   end
 
+  test "references that it is given back and does not read are few, or it is a liar", %{pool: pool, worker: worker} do
+    assert {:ok, :ok} = call(pool, :deafen, [])
+    # One object, again and again: that is one number.
+    for _ <- 1..60, do: aside(fn -> assert {:ok, [_ | _]} = call(pool, :objects, [10_000, 0]) end)
+    flushed_until(worker, :busy)
+    assert Native.worker_status(worker).releases > 262_144
+    # So many that it could not have sent them if it had to listen.
+    assert {:error, {:protocol, %{message: "it does not read" <> _}}} = objects_on(pool, worker, 200)
+    assert Native.worker_status(worker).faulty
+  end
+
+  defp objects_on(_pool, _worker, 0), do: :never
+
+  defp objects_on(pool, worker, times) do
+    aside(fn -> assert {:ok, [_ | _]} = call(pool, :objects, [10_000, 1]) end)
+    with {:error, {:busy, _}} <- Native.worker_flush(worker), do: objects_on(pool, worker, times - 1)
+  end
+
+  test "as many as the VM has had at a time may be given back to a worker that does not read for a while",
+       %{pool: pool, worker: worker, warden: warden} = context do
+    aside(fn ->
+      all = for _ <- 1..30, do: call(pool, :objects, [10_000, 1])
+      assert length(all) == 30
+      stopped(warden, context.os_pid)
+    end)
+
+    eventually(fn -> Native.worker_status(worker).releases > 290_000 end)
+    flushed_until(worker, :busy)
+    assert :ok = Native.warden_kill(warden, 1, 18)
+    eventually(fn -> match?({:ok, 0}, Native.worker_flush(worker)) end)
+    eventually(fn -> call(pool, :alive, []) == {:ok, 0} end)
+    assert {:ok, 3} = call(pool, :add, [1, 2])
+  end
+
+  test "objects behind what the VM refuses are given back", %{pool: pool, worker: worker} do
+    text = fn -> "behind_#{System.unique_integer([:positive])}" end
+    one = fn -> call(pool, :atom_and_objects, [text.(), 1]) end
+    assert Enum.any?(1..200, fn _ -> match?({:error, {:too_many_atoms, _}}, one.()) end)
+
+    # The short way, on a scheduler, on a dirty one.
+    for count <- [20, 3_000, 10_000] do
+      assert {:error, {:too_many_atoms, _}} = call(pool, :atom_and_objects, [text.(), count])
+      none_left(pool, worker)
+    end
+  end
+
+  # Those of the library, by its own count.
+  defp none_left(pool, worker), do: left(pool, worker, 0)
+
+  defp left(pool, worker, count) do
+    eventually(fn ->
+      :erlang.garbage_collect()
+      flush_all(worker)
+      # It answers this after what it was told before.
+      number = 256 * rem(System.unique_integer([:positive]), 4_000) + 1
+      assert :ok = Native.worker_load(worker, {number, nil, false}, "/nowhere", 0)
+      assert {:not_loaded, ^number, _} = said(worker)
+      call(pool, :alive, []) == {:ok, count}
+    end)
+  end
+
+  defp flush_all(worker) do
+    with {:ok, left} when left > 0 <- Native.worker_flush(worker), do: flush_all(worker)
+  end
+
+  for {how, count} <- ["in the short way": 400, "on a scheduler": 5_000, "on a dirty one": 20_000] do
+    test "each object of an answer is counted once, #{how}", %{pool: pool, worker: worker} do
+      count = unquote(count)
+
+      aside(fn ->
+        assert {:ok, objects} = call(pool, :objects, [count, 1])
+        assert objects |> Enum.uniq() |> length() == count
+        left(pool, worker, count)
+        assert {:ok, ^objects} = call(pool, :echo, [objects])
+        left(pool, worker, count)
+        objects
+      end)
+
+      none_left(pool, worker)
+
+      aside(fn ->
+        assert {:ok, [one | _] = objects} = call(pool, :objects, [count, 0])
+        assert Enum.uniq(objects) == [one]
+        assert Native.worker_status(worker).releases == count - 1
+        left(pool, worker, 1)
+        assert {:ok, ^one} = call(pool, :echo, [one])
+      end)
+
+      none_left(pool, worker)
+    end
+  end
+
+  test "the time that objects take is the caller's", %{pool: pool} do
+    reductions = fn count ->
+      {:reductions, before} = Process.info(self(), :reductions)
+      {:ok, [_ | _]} = call(pool, :objects, [count, 1], 100_000)
+      {:reductions, now} = Process.info(self(), :reductions)
+      now - before
+    end
+
+    reductions.(1)
+    # Forty quarters of a microsecond are forty reductions: a quarter of a slice, at least.
+    assert reductions.(170) > 900
+  end
+
+  defp aside(work), do: work |> Task.async() |> Task.await(30_000)
+
+  # The process reads nothing.
+  defp stopped(warden, os_pid) do
+    assert :ok = Native.warden_kill(warden, 1, 19)
+    eventually(fn -> File.read!("/proc/#{os_pid}/stat") =~ ") T " end)
+  end
+
+  defp flushed_until(worker, reason) do
+    case Native.worker_flush(worker) do
+      {:error, {^reason, _}} -> :ok
+      {:ok, _} -> flushed_until(worker, reason)
+    end
+  end
+
+  # Without room for anything.
+  defp filled(%{pool: pool, worker: worker, warden: warden, os_pid: os_pid}) do
+    assert {:ok, _} = queue(pool, request(:IsAlive, [1, @me]), 5_000)
+    stopped(warden, os_pid)
+    serve_all(worker)
+  end
+
+  test "what its owner says waits for room too, in order", %{worker: worker, warden: warden} = context do
+    path = NativeFixture.path(:tenant_a)
+
+    said_after = fn tell, count ->
+      filled(context)
+      assert :ok = tell.()
+      assert :ok = Native.warden_kill(warden, 1, 18)
+      for _ <- 1..count, do: said_with_room(worker)
+    end
+
+    load = fn -> Native.worker_load(worker, {1, nil, false}, path, 0) end
+    asking = fn -> Native.worker_load(worker, {2, nil, true}, path, 0) end
+    unload = fn number -> Native.worker_unload(worker, number) end
+    assert [{:loaded, %{library: 1}}, {:unloaded, 1}] = said_after.(fn -> load.() && unload.(1) end, 2)
+    assert [{:opened, %{library: 2}}] = said_after.(asking, 1)
+    assert [{:loaded, %{library: 2}}] = said_after.(fn -> Native.worker_proceed(worker, 2) end, 1)
+    assert [:closed] = said_after.(fn -> Native.worker_stop(worker) end, 1)
+    assert {:exited, 1, _, {:exit, 0}} = heard(warden)
+  end
+
+  # As the process that hears the bell does.
+  defp said_with_room(worker) do
+    case Native.worker_receive(worker) do
+      {:ok, message} ->
+        message
+
+      :closed ->
+        :closed
+
+      :again ->
+        :ok = Native.worker_select(worker, :control)
+
+        receive do
+          {:select, ^worker, :control, :ready_input} -> :ok
+          {:select, ^worker, :control, :ready_output} -> serve(worker)
+        after
+          @deadline -> flunk("nothing is said")
+        end
+
+        said_with_room(worker)
+    end
+  end
+
+  test "names of what a library is loaded with go with it, or when it could not be told", %{worker: worker} do
+    for number <- 1..200 do
+      info = for _ <- 1..10, do: make_ref()
+      assert :ok = Native.worker_load(worker, {number, nil, false}, NativeFixture.path(:tenant_a), info)
+      assert {:loaded, %{library: ^number}} = said(worker)
+      assert :ok = Native.worker_unload(worker, number)
+      assert {:unloaded, ^number} = said(worker)
+      # It cannot be sent.
+      unsendable = info ++ [String.duplicate("x", 100_000)]
+      assert {:error, {:too_large, _}} = Native.worker_load(worker, {number, nil, false}, "x", unsendable)
+      missing = {:not_loaded, number + 1_000, 0}
+      assert :ok = Native.worker_load(worker, {elem(missing, 1), nil, false}, "/nowhere", info)
+      assert {:not_loaded, _, _} = said(worker)
+    end
+  end
+
   test "answers wait for room, and go out when there is some",
        %{pool: pool, worker: worker, warden: warden} = context do
     assert {:ok, put} = queue(pool, request(:IsAlive, [1, @me]), 5_000)

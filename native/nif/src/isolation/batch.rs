@@ -234,7 +234,13 @@ impl<'a> Stretch<'a, '_> {
                 return (collected, Some(Stop::Large));
             }
             let Some(flight) = self.flights.pop_front() else { break };
-            self.outcomes.push(outcome(self.env, flight, look));
+            match outcome(self.env, flight, look, self.place) {
+                Ok(outcome) => self.outcomes.push(outcome),
+                Err(flight) => {
+                    self.flights.push_front(flight);
+                    return (collected, Some(Stop::Large));
+                }
+            }
             collected += 1;
             decoded += length + EACH;
             if decoded >= LOOK_AFTER {
@@ -254,16 +260,17 @@ impl<'a> Stretch<'a, '_> {
     }
 }
 
-fn outcome(env: Env<'_>, flight: Flight, look: Look) -> Term<'_> {
-    match look {
-        Look::Answered(answer) => flight.outcome(env, env.as_c_arg(), &answer),
+/// The flight comes back if its answer is to be decoded on a dirty scheduler.
+fn outcome(env: Env<'_>, flight: Flight, look: Look, place: Where) -> Result<Term<'_>, Flight> {
+    Ok(match look {
+        Look::Answered(answer) => return flight.outcome(env, env.as_c_arg(), &answer, place),
         Look::Dead { started } => flight.dead(env, started),
         Look::Fault(failure) => {
             drop(flight);
             failure.term(env)
         }
         Look::Waiting => timed_out(env, false),
-    }
+    })
 }
 
 fn timed_out(env: Env<'_>, started: bool) -> Term<'_> {
@@ -561,7 +568,8 @@ fn collect_cancelled<'a>(env: Env<'a>, batch: Term<'a>) -> NifResult<Term<'a>> {
             Given::Lied(failure) => failure.term(env),
             Given::Due(flight) => {
                 let look = flight.look();
-                outcome(env, flight, look)
+                // As if it were, where nothing goes to another one.
+                outcome(env, flight, look, Where::Dirty).unwrap_or_else(|_| timed_out(env, true))
             }
         })
         .collect();

@@ -72,6 +72,7 @@ fn run<'a>(env: Env<'a>, arguments: [Term<'a>; 4], place: Where) -> NifResult<Te
             Quick::Done(term) => return Ok(term),
             Quick::Late(flight, wake) => return Ok(late(env, flight, wake, spin_us, place)),
             Quick::Refused(flight, failure) => return Ok(flight.refused(env, failure)),
+            Quick::Dear(flight) => return Ok(elsewhere(env, flight)),
             Quick::No => {}
         }
     }
@@ -148,14 +149,23 @@ fn answered<'a>(env: Env<'a>, flight: Flight, answer: &Answer, place: Where) -> 
         }
     }
     if answer.length as usize > ON_SCHEDULER && place == Where::Scheduler {
-        let ticket = Ticket::make(flight).term(env);
-        return go_dirty(env, c"take", take_dirty, &[ticket]);
+        return elsewhere(env, flight);
     }
     if place == Where::Scheduler && answer.length > 1024 {
         // About 4 ns a byte for terms; binaries are faster.
         flight::spent(env, answer.length / 64);
     }
-    flight.outcome(env, env.as_c_arg(), answer)
+    match flight.outcome(env, env.as_c_arg(), answer, place) {
+        Ok(outcome) => outcome,
+        Err(flight) => elsewhere(env, flight),
+    }
+}
+
+/// Takes an answer on a dirty scheduler.
+#[cold]
+fn elsewhere(env: Env<'_>, flight: Flight) -> Term<'_> {
+    let ticket = Ticket::make(flight).term(env);
+    go_dirty(env, c"take", take_dirty, &[ticket])
 }
 
 #[cold]

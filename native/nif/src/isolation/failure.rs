@@ -175,6 +175,24 @@ pub enum Unmakeable {
     Memory,
     #[error("the VM refuses the term")]
     Refused,
+    #[error("too much for a scheduler")]
+    Dear,
+}
+
+/// Whether a payload is to be decoded elsewhere.
+pub fn is_dear<T>(decoded: &std::result::Result<T, DecodeError<Unmakeable>>) -> bool {
+    matches!(decoded, Err(DecodeError::Refused(Unmakeable::Dear)))
+}
+
+/// Whether a correct worker could have sent what was refused: its handles count.
+pub fn is_honest(error: &DecodeError<Unmakeable>) -> bool {
+    matches!(
+        error,
+        DecodeError::Refused(Unmakeable::Stale | Unmakeable::Atoms { .. } | Unmakeable::Memory)
+            | DecodeError::Bytes(_)
+            | DecodeError::Words(_)
+            | DecodeError::Depth(_)
+    )
 }
 
 impl From<EncodeError<Unreadable>> for Failure {
@@ -207,7 +225,7 @@ impl From<DecodeError<Unmakeable>> for Failure {
                 message: error.to_string(),
             },
             DecodeError::Refused(Unmakeable::Atoms { limit }) => Failure::TooManyAtoms { limit },
-            DecodeError::Refused(Unmakeable::Memory)
+            DecodeError::Refused(Unmakeable::Memory | Unmakeable::Dear)
             | DecodeError::Bytes(_)
             | DecodeError::Words(_)
             | DecodeError::Depth(_) => Failure::TooLarge {

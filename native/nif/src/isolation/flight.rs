@@ -1,6 +1,8 @@
 //! A call that a worker has, from `submit` to its outcome.
 
-use super::failure::{Failure, Unreadable};
+use super::call::Where;
+use super::effort::{Effort, Met};
+use super::failure::{Failure, Unreadable, is_dear};
 use super::handle::Handle;
 use super::pool::Pool;
 use super::saved::Waiter;
@@ -34,6 +36,8 @@ pub struct Flight {
     /// Seen answered.
     due: Cell<bool>,
     queue: Cell<Queue>,
+    /// Of its answer, which was too much for a scheduler.
+    met: Met,
 }
 
 /// What the worker has put into its event queue before it answered.
@@ -258,7 +262,14 @@ impl Flight {
             parked: Cell::new(false),
             due: Cell::new(false),
             queue: Cell::new(Queue::Unknown),
+            met: Met::default(),
         }
+    }
+
+    /// As a flight whose answer takes more than a scheduler has time for.
+    pub fn having_met(mut self, met: Met) -> Self {
+        self.met = met;
+        self
     }
 
     /// Whether nothing is left of what the worker has said before this answer.
@@ -402,20 +413,41 @@ impl Flight {
         }
     }
 
-    /// The outcome of an answered call, as a term of `env`. `caller`: the environment of the process that runs this.
+    /// The outcome of an answered call, as a term of `env`. `caller`: the environment of the process that runs this. On a scheduler it comes
+    /// back if it takes too much there.
     #[inline]
-    pub fn outcome<'a>(mut self, env: Env<'a>, caller: *mut ErlNifEnv, answer: &Answer) -> Term<'a> {
+    pub fn outcome<'a>(
+        mut self,
+        env: Env<'a>,
+        caller: *mut ErlNifEnv,
+        answer: &Answer,
+        place: Where,
+    ) -> Result<Term<'a>, Self> {
         let Some(call) = self.call.take() else {
-            return atoms::retry().encode(env);
+            return Ok(atoms::retry().encode(env));
+        };
+        let mut effort = match place {
+            Where::Scheduler => Effort::on_scheduler(),
+            Where::Dirty => Effort::unbounded(&self.met),
         };
         let source = self.worker.ring().source(&call, answer);
         let status = answer.status & !status::QUEUED;
         let outcome = match status {
             status::VALUE | status::RAISED => {
+                let decoded = scratch::with(|scratch| {
+                    let decoded = scratch.decode(env.as_c_arg(), &self.worker, &source, &mut effort);
+                    if effort.work() > 0 && place == Where::Scheduler {
+                        scratch.spend(env, effort.work() as u32);
+                    }
+                    decoded
+                });
+                if is_dear(&decoded) {
+                    self.met = effort.met(env.as_c_arg());
+                    self.call = Some(call);
+                    return Err(self);
+                }
                 // SAFETY: just made in this environment.
-                let decoded = scratch::with(|scratch| scratch.decode(env.as_c_arg(), &self.worker, &source))
-                    .map(|term| unsafe { Term::new(env, term) });
-                match decoded {
+                match decoded.map(|term| unsafe { Term::new(env, term) }) {
                     Ok(term) if status == status::VALUE => (atoms::ok(), term).encode(env),
                     Ok(term) => (atoms::raised(), term).encode(env),
                     Err(error) => self.failed(error.into()).term(env),
@@ -433,7 +465,7 @@ impl Flight {
         self.worker.ring().release(call);
         self.forget();
         self.worker.slot_freed(caller);
-        outcome
+        Ok(outcome)
     }
 
     /// The outcome of an answer that could not be taken.

@@ -6,6 +6,7 @@ mod bell;
 mod call;
 mod channel;
 mod codec;
+mod effort;
 mod failure;
 mod flight;
 mod handle;

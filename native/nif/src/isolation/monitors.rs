@@ -20,7 +20,7 @@ const MOST: usize = 16_384;
 const PORTION: usize = 1_024;
 
 /// An object of the library that watches processes. It keeps its worker for them, until the worker's monitors are closed: when it
-/// has ended, or its owner.
+/// has ended.
 #[derive(Debug)]
 pub struct Watcher {
     worker: Handle<Worker>,

@@ -1,5 +1,6 @@
 //! `pool_*`: the workers of a library, and its functions. Libraries in the same processes have a pool each, and share the workers.
 
+use super::effort::{Effort, Met};
 use super::failure::{Failure, Result, done};
 use super::handle::{Handle, Kind, Object, Ref};
 use super::scratch::word_bits;
@@ -69,7 +70,7 @@ unsafe impl Send for Functions {}
 unsafe impl Sync for Functions {}
 
 impl Functions {
-    fn new(list: &[Function], builder: VmBuilder<'_>) -> Result<Self> {
+    fn new(list: &[Function], mut builder: VmBuilder<'_>) -> Result<Self> {
         let capacity = (list.len() * 2 + 1).next_power_of_two();
         let mut functions = Functions {
             list: list.to_vec(),
@@ -188,8 +189,10 @@ impl Pool {
         let known = match self.functions.get() {
             Some(known) => known,
             None => {
+                // No more than a packet has.
+                let mut effort = Effort::unbounded(&Met::default());
                 // SAFETY: the environment is the caller's, for the whole of this call.
-                let builder = unsafe { VmBuilder::new(env.as_c_arg(), Some(worker)) };
+                let builder = unsafe { VmBuilder::new(env.as_c_arg(), Some(worker), &mut effort) };
                 let made = Functions::new(&functions, builder)?;
                 self.functions.get_or_init(|| made)
             }

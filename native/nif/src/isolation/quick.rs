@@ -2,7 +2,8 @@
 //! caller spins. No reference is counted, no lock but the pool's read lock is taken, nothing is allocated. Whatever is different takes
 //! the way in `call.rs`, from the beginning or from where this one has got to.
 
-use super::failure::Failure;
+use super::effort::Effort;
+use super::failure::{Failure, is_dear};
 use super::flight::{Elements, Flight};
 use super::handle::Handle;
 use super::pool::Pool;
@@ -29,6 +30,8 @@ pub enum Quick<'a> {
     Late(Flight, Wake),
     /// It was answered with what cannot be taken.
     Refused(Flight, Failure),
+    /// It was answered with what takes a scheduler too long.
+    Dear(Flight),
     /// Nothing has been done.
     No,
 }
@@ -98,8 +101,17 @@ fn go<'a>(
     match look(ring, &call, if waits { EAGER } else { 1 }) {
         Some(answer) if answer.length <= ANSWER && matches!(answer.status, status::VALUE | status::RAISED) => {
             let source = ring.source(&call, &answer);
-            let value = match scratch.decode(env.as_c_arg(), worker, &source) {
+            let mut effort = Effort::on_scheduler();
+            let decoded = scratch.decode(env.as_c_arg(), worker, &source, &mut effort);
+            if effort.work() > 0 {
+                scratch.spend(env, effort.work() as u32);
+            }
+            let value = match decoded {
                 Ok(value) => value,
+                dear if is_dear(&dear) => {
+                    let met = effort.met(env.as_c_arg());
+                    return Quick::Dear(Flight::new(worker.clone(), call, kept).having_met(met));
+                }
                 // Not decoded again: objects of the worker would be counted twice.
                 Err(error) => return Quick::Refused(Flight::new(worker.clone(), call, kept), error.into()),
             };

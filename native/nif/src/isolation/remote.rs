@@ -11,9 +11,12 @@ use super::handle::{Kind, Object};
 use crate::atoms;
 use parking_lot::{Mutex, MutexGuard};
 use rustler::sys::{ErlNifEnv, ErlNifPid, enif_send};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::CStr;
 use std::sync::Arc;
+
+/// Objects of which something waits to be given back, beyond those that the VM had at a time: a worker that does not read, and goes on sending.
+const WAITING: usize = 1 << 18;
 
 /// References that the VM has dropped and the worker does not know of yet.
 #[derive(Debug)]
@@ -26,7 +29,9 @@ pub struct Releases {
 
 #[derive(Debug)]
 struct Pending {
-    ids: Vec<u64>,
+    /// How many references of each object: one may have been sent any number of times.
+    objects: BTreeMap<u64, u64>,
+    references: usize,
     /// Who sends them to the worker, and whether it knows that there are some.
     listener: Option<ErlNifPid>,
     told: bool,
@@ -35,12 +40,35 @@ struct Pending {
 // SAFETY: a pid is a word.
 unsafe impl Send for Pending {}
 
+impl Pending {
+    fn add(&mut self, id: u64, references: u64) {
+        *self.objects.entry(id).or_default() += references;
+        self.references += references as usize;
+    }
+
+    fn take(&mut self, most: usize, taken: &mut Vec<u64>) {
+        while taken.len() < most
+            && let Some(mut object) = self.objects.first_entry()
+        {
+            let some = (*object.get()).min((most - taken.len()) as u64);
+            taken.extend(std::iter::repeat_n(*object.key(), some as usize));
+            self.references -= some as usize;
+            *object.get_mut() -= some;
+            if *object.get() == 0 {
+                object.remove();
+            }
+        }
+    }
+}
+
 /// The resources that there are, or were a moment ago.
 #[derive(Debug, Default)]
 pub struct Known {
     /// The external format of the term, and which of the resources of that object it is.
     objects: HashMap<u64, (u64, Box<[u8]>)>,
     made: u64,
+    /// The most objects that there were at a time since nothing has waited to be given back.
+    most: usize,
 }
 
 impl Known {
@@ -56,6 +84,7 @@ impl Known {
 
     pub fn put(&mut self, id: u64, mark: u64, external: &[u8]) {
         self.objects.insert(id, (mark, external.into()));
+        self.most = self.most.max(self.objects.len());
     }
 
     /// Unless there is another one by now.
@@ -71,7 +100,8 @@ impl Releases {
         Releases {
             incarnation,
             pending: Mutex::new(Some(Pending {
-                ids: Vec::new(),
+                objects: BTreeMap::new(),
+                references: 0,
                 listener: None,
                 told: false,
             })),
@@ -98,7 +128,7 @@ impl Releases {
     /// One reference of the object is not needed any more. That is told with the next that ends, or at the next look.
     pub fn give_back(&self, id: u64) {
         if let Some(pending) = &mut *self.pending.lock() {
-            pending.ids.push(id);
+            pending.add(id, 1);
         }
     }
 
@@ -106,7 +136,7 @@ impl Releases {
     fn give_back_now(&self, id: u64, env: *mut ErlNifEnv) {
         let listener = match &mut *self.pending.lock() {
             Some(pending) => {
-                pending.ids.push(id);
+                pending.add(id, 1);
                 let listener = pending.listener.filter(|_| !pending.told);
                 pending.told |= listener.is_some();
                 listener
@@ -128,22 +158,33 @@ impl Releases {
 
     /// Takes at most `most` of them.
     pub fn take(&self, most: usize) -> Vec<u64> {
-        let mut pending = self.pending.lock();
-        pending.as_mut().map_or_else(Vec::new, |Pending { ids, told, .. }| {
-            *told = false;
-            let rest = ids.len() - ids.len().min(most);
-            ids.split_off(rest)
-        })
+        let mut taken = Vec::new();
+        let mut all = true;
+        if let Some(pending) = &mut *self.pending.lock() {
+            pending.told = false;
+            pending.take(most, &mut taken);
+            all = pending.objects.is_empty();
+        }
+        if all && taken.is_empty() {
+            let mut known = self.known.lock();
+            known.most = known.objects.len();
+        }
+        taken
     }
 
-    pub fn put_back(&self, taken: Vec<u64>) {
-        if let Some(pending) = &mut *self.pending.lock() {
-            pending.ids.extend(taken);
+    /// The worker has no room for them. False: so many wait that it must have been told and told, and has not listened.
+    pub fn put_back(&self, taken: &[u64]) -> bool {
+        let most = self.known.lock().most;
+        let mut pending = self.pending.lock();
+        let Some(pending) = &mut *pending else { return true };
+        for id in taken {
+            pending.add(*id, 1);
         }
+        pending.objects.len() <= most + WAITING
     }
 
     pub fn pending(&self) -> usize {
-        self.pending.lock().as_ref().map_or(0, |pending| pending.ids.len())
+        self.pending.lock().as_ref().map_or(0, |pending| pending.references)
     }
 
     pub fn close(&self) {

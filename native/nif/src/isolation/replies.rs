@@ -1,8 +1,9 @@
-//! What the VM has to say to a worker while its library runs: answers to its requests, ends of processes that it watches.
+//! What the VM has to say to a worker: answers to its library's requests, ends of processes that it watches, what it is to load and unload.
 //!
 //! What the socket does not take waits here, in order, and goes out when the socket says that it has room: then the process that
 //! hears the worker's bell is told.
 
+use super::failure::{Result, unsent};
 use super::handle::Ref;
 use super::packets::{self, Sent};
 use super::worker::Worker;
@@ -10,6 +11,7 @@ use crate::atoms;
 use parking_lot::Mutex;
 use rustler::sys::{ErlNifEnv, ErlNifPid};
 use rustler::{Encoder, Env};
+use snakepit_shm_core::error::Error;
 use snakepit_wire::control::{self, ToWorker};
 use snakepit_wire::service::Reply;
 use std::collections::VecDeque;
@@ -49,21 +51,28 @@ impl Replies {
             control::encode(&ToWorker::Answer { request, reply })
         });
         if let Ok(packet) = packet {
-            self.post(worker, env, packet);
+            // Who is gone needs no answer.
+            let _ = self.post(worker, env, packet);
         }
     }
 
     /// The end of a process that is watched.
     pub fn down(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, monitor: u64) {
         if let Ok(packet) = control::encode(&ToWorker::Down { monitor }) {
-            self.post(worker, env, packet);
+            let _ = self.post(worker, env, packet);
         }
     }
 
-    fn post(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, packet: Vec<u8>) {
+    /// What its owner has to say: nothing of it is lost, and all of it comes in the order in which it was said.
+    pub fn tell(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, message: &ToWorker) -> Result<()> {
+        Ok(self.post(worker, env, control::encode(message).map_err(unsent)?)?)
+    }
+
+    fn post(&self, worker: Ref<'_, Worker>, env: *mut ErlNifEnv, packet: Vec<u8>) -> std::result::Result<(), Error> {
         let mut waiting = self.0.lock();
-        waiting.post(worker, packet);
+        let posted = waiting.post(worker, packet);
         waiting.arm(worker, env);
+        posted
     }
 
     /// Sends some of what waits. The calling process is the one to be told from now on, also when there is more to send.
@@ -102,15 +111,17 @@ impl Replies {
 
 impl Waiting {
     /// Sends it, if nothing waits before it; else it waits.
-    fn post(&mut self, worker: Ref<'_, Worker>, packet: Vec<u8>) {
+    fn post(&mut self, worker: Ref<'_, Worker>, packet: Vec<u8>) -> std::result::Result<(), Error> {
         if self.packets.is_empty() {
             match packets::post(worker.control(), &packet, &[]) {
-                Sent::Yes | Sent::Closed => return,
+                Sent::Yes => return Ok(()),
+                Sent::Closed => return Err(Error::Closed),
                 Sent::Busy => {}
             }
         }
         self.bytes += packet.len() + EACH;
         self.packets.push_back(packet);
+        Ok(())
     }
 
     /// Has the listener told that the socket has room, when something waits.

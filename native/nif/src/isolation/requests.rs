@@ -1,6 +1,7 @@
 //! The requests of a library, one by one. `services.rs` takes them.
 
-use super::failure::{Failure, Result, Unmakeable};
+use super::effort::{Effort, Met};
+use super::failure::{Failure, Result, Unmakeable, is_dear};
 use super::flight::ON_SCHEDULER;
 use super::handle::Ref;
 use super::names::Holder;
@@ -34,6 +35,8 @@ const WORD: u64 = 8;
 const KEYS: usize = PACKET / 2;
 /// What a process has to handle for a monitor, in bytes.
 const SIGNALS: u64 = 256;
+/// Names that are looked at, for want of free places, for one answer of them.
+const LOOKS: u64 = 16_384;
 /// What a key costs beside its bytes.
 const EACH_KEY: usize = 32;
 /// What any request takes, in quarters of a microsecond.
@@ -48,7 +51,7 @@ pub struct Parts {
     bytes: u64,
 }
 
-/// A message or command whose term is large.
+/// A message or command whose term takes more than a scheduler has time for.
 #[derive(Debug)]
 pub struct Job {
     pub action: Action,
@@ -57,7 +60,8 @@ pub struct Job {
 
 #[derive(Debug)]
 pub enum Large {
-    Encoded(Vec<u8>),
+    /// With the objects in it that were met already.
+    Encoded(Vec<u8>, Met),
     /// Somebody decodes it.
     InWork,
     Ready(Decoded),
@@ -127,8 +131,7 @@ impl Intake {
                 let (to, term) = service::message(bytes).map_err(Failure::protocol)?;
                 self.works(env, LEAST + bytes.len() as u64 / 64);
                 let action = Action::new(&worker, 0, Named(to), NameKind::Pid)?;
-                self.small(worker, env, action, term)?;
-                return Ok(Done::Yes);
+                return self.small(worker, env, action, term);
             }
             _ => return Err(Failure::protocol(format!("an event of the kind {kind}"))),
         }
@@ -225,17 +228,25 @@ impl Intake {
         if bytes.len() > ON_SCHEDULER {
             self.job = Some(Job {
                 action,
-                term: Large::Encoded(bytes),
+                term: Large::Encoded(bytes, Met::default()),
             });
             return Ok(Done::NotYet);
         }
-        self.small(worker, env, action, &bytes)?;
-        Ok(Done::Yes)
+        self.small(worker, env, action, &bytes)
     }
 
-    /// A term that is decoded on a scheduler.
-    fn small(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, action: Action, bytes: &[u8]) -> Result<()> {
-        let decoded = scratch::decode_counted(self.env.as_c_arg(), Some(&worker), worker.limits(), bytes);
+    /// A term that is decoded on a scheduler, unless it turns out to be too much for that.
+    fn small(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, action: Action, bytes: &[u8]) -> Result<Done> {
+        let mut effort = Effort::on_scheduler();
+        let raw = self.env.as_c_arg();
+        let decoded = scratch::decode_counted(raw, Some(&worker), worker.limits(), bytes, &mut effort);
+        self.works(env, effort.work());
+        if is_dear(&decoded) {
+            let term = Large::Encoded(bytes.to_vec(), effort.met(raw));
+            self.env.clear();
+            self.job = Some(Job { action, term });
+            return Ok(Done::NotYet);
+        }
         let (term, size) = readable(decoded, bytes.len())?;
         let term = term.and_then(|term| action.content(self.env.as_c_arg(), term));
         self.works(env, size / 256);
@@ -246,7 +257,7 @@ impl Intake {
         };
         self.env.clear();
         self.done(worker, env, action, size, reply);
-        Ok(())
+        Ok(Done::Yes)
     }
 
     /// Answers, and counts what was sent.
@@ -297,11 +308,12 @@ impl Intake {
         named.map_or(Reply::Refused, |keyed| Reply::Names(vec![keyed]))
     }
 
-    /// New references, as many as fit an answer and the table: the library asks again for others.
+    /// New references, as many as fit an answer and the table, and do not take long to find places for: the library asks again for others.
     fn references(&mut self, worker: &Worker, count: u32) -> Reply {
         let env = self.env.as_c_arg();
         let mut made: Vec<Keyed> = Vec::new();
         let mut bytes = 0;
+        let looked = worker.names().lock().looked();
         for _ in 0..count {
             // SAFETY: our own environment, which is alive.
             let term = unsafe { enif_make_ref(env) };
@@ -312,6 +324,9 @@ impl Intake {
                 break;
             }
             let mut names = worker.names().lock();
+            if names.looked() - looked > LOOKS && !made.is_empty() {
+                break;
+            }
             match names.keep(env, NameKind::Reference, term, words, Holder::Library) {
                 Ok(name) => made.push(keyed(name, &key)),
                 Err(_) => break,
@@ -425,11 +440,12 @@ fn target(worker: &Worker, name: Name, kind: NameKind) -> Result<Target> {
 }
 
 /// Decodes a large term.
-pub fn decode(worker: &Worker, action: Action, bytes: &[u8]) -> Result<Decoded> {
+pub fn decode(worker: &Worker, action: Action, bytes: &[u8], met: &Met) -> Result<Decoded> {
     // Whatever happens in there, the queue does not wait for it for ever.
     let decoded = catch_unwind(AssertUnwindSafe(|| {
         let env = OwnEnv::new();
-        let decoded = scratch::decode_counted(env.as_c_arg(), Some(worker), worker.limits(), bytes);
+        let mut effort = Effort::unbounded(met);
+        let decoded = scratch::decode_counted(env.as_c_arg(), Some(worker), worker.limits(), bytes, &mut effort);
         let (term, bytes) = readable(decoded, bytes.len())?;
         let term = term.and_then(|term| action.content(env.as_c_arg(), term));
         Ok(Decoded { env, term, bytes })

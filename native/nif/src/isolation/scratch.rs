@@ -1,7 +1,8 @@
 //! What a thread keeps from call to call, so that small calls allocate nothing: the codec's stacks, buffers, and the
 //! names of the last callers.
 
-use super::failure::{Failure, Result, Unmakeable, Unreadable};
+use super::effort::{Effort, Met};
+use super::failure::{Failure, Result, Unmakeable, Unreadable, is_honest};
 use super::outgoing::Outgoing;
 use super::saved::{pid_word, self_pid};
 use super::terms::{Buffers, Destination, Pairs, VmBuilder, VmReader};
@@ -107,21 +108,22 @@ impl Scratch {
         env: *mut ErlNifEnv,
         worker: &Worker,
         answer: &Answer<'_>,
+        effort: &mut Effort,
     ) -> std::result::Result<ErlNifTerm, DecodeError<Unmakeable>> {
         // SAFETY: the environment is the caller's, for the whole of this call.
-        let mut builder = unsafe { VmBuilder::new(env, Some(worker)) };
+        let mut builder = unsafe { VmBuilder::new(env, Some(worker), effort) };
         let limits = worker.limits();
-        if let Some(bytes) = answer.private() {
-            return self.decoder.decode(&mut SliceSource::new(bytes), limits, &mut builder);
-        }
-        if answer.len() <= WHOLE {
+        let decoded = if let Some(bytes) = answer.private() {
+            self.decoder.decode(&mut SliceSource::new(bytes), limits, &mut builder)
+        } else if answer.len() <= WHOLE {
             answer.read(&mut self.bytes);
-            return self
-                .decoder
-                .decode(&mut SliceSource::new(&self.bytes), limits, &mut builder);
-        }
-        self.decoder
-            .decode(&mut AnswerSource::new(answer), limits, &mut builder)
+            self.decoder
+                .decode(&mut SliceSource::new(&self.bytes), limits, &mut builder)
+        } else {
+            self.decoder
+                .decode(&mut AnswerSource::new(answer), limits, &mut builder)
+        };
+        decoded.inspect_err(|error| give_back_rest_of(worker, error, effort, answer))
     }
 
     /// Reports time spent on a scheduler, in quarters of a microsecond. A slice is a millisecond; the VM takes hundredths,
@@ -258,7 +260,7 @@ pub fn decode_plain(
     limits: &Limits,
     bytes: &[u8],
 ) -> std::result::Result<ErlNifTerm, DecodeError<Unmakeable>> {
-    decode_counted(env, from, limits, bytes).map(|(term, _)| term)
+    decode_counted(env, from, limits, bytes, &mut Effort::unbounded(&Met::default())).map(|(term, _)| term)
 }
 
 /// Decodes one term out of private bytes, and says how many words it takes, with the copies of what it names.
@@ -267,15 +269,44 @@ pub fn decode_counted(
     from: Option<&Worker>,
     limits: &Limits,
     bytes: &[u8],
+    effort: &mut Effort,
 ) -> std::result::Result<(ErlNifTerm, u64), DecodeError<Unmakeable>> {
-    with(|scratch| {
+    let decoded = with(|scratch| {
         // SAFETY: the environment is the caller's, for the whole of this call.
-        let mut builder = unsafe { VmBuilder::new(env, from) };
+        let mut builder = unsafe { VmBuilder::new(env, from, effort) };
         let (term, words) = scratch
             .decoder
             .decode_counted(&mut SliceSource::new(bytes), limits, &mut builder)?;
         Ok((term, words.saturating_add(builder.copied())))
+    });
+    decoded.inspect_err(|error| {
+        if let Some(worker) = from {
+            give_back_rest(worker, error, effort, &mut SliceSource::new(bytes));
+        }
     })
+}
+
+#[cold]
+#[inline(never)]
+fn give_back_rest_of(worker: &Worker, error: &DecodeError<Unmakeable>, effort: &mut Effort, answer: &Answer<'_>) {
+    give_back_rest(worker, error, effort, &mut AnswerSource::new(answer));
+}
+
+/// The worker has counted all objects of a payload that the VM has not read to its end. A worker that writes something else there meanwhile
+/// is told of objects that it has not sent.
+#[cold]
+fn give_back_rest<S: Source>(worker: &Worker, error: &DecodeError<Unmakeable>, effort: &mut Effort, source: &mut S) {
+    if !is_honest(error) {
+        return;
+    }
+    let (mut place, dealt_with) = (0, effort.dealt_with());
+    snakepit_wire::objects(source, |id| {
+        place += 1;
+        if place > dealt_with {
+            effort.takes(super::effort::GIVEN_BACK);
+            worker.releases().give_back(id);
+        }
+    });
 }
 
 /// A large answer: small pieces through a private chunk, bulk straight to where it goes. No byte is read twice.

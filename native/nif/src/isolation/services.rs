@@ -5,6 +5,7 @@
 //! large to be decoded on a scheduler stops the queue; it is decoded on a dirty scheduler, and sent by whoever goes on. Whoever takes
 //! the queue does so for half a millisecond, by weight of the records, and lets others run before it goes on.
 
+use super::effort::Met;
 use super::failure::{Failure, Result};
 use super::flight;
 use super::handle::Ref;
@@ -295,10 +296,10 @@ impl Services {
         if services.is_over() {
             return;
         }
-        let Some((action, bytes)) = services.intake.lock().begin() else {
+        let Some((action, bytes, met)) = services.intake.lock().begin() else {
             return;
         };
-        let decoded = requests::decode(&worker, action, &bytes);
+        let decoded = requests::decode(&worker, action, &bytes, &met);
         let left = services.intake.lock().put_back(decoded);
         drop(left);
     }
@@ -364,7 +365,7 @@ impl Intake {
                     worker.ring().event_done();
                 }
                 _ => match &self.job {
-                    Some(job) if matches!(job.term, Large::Encoded(_)) => return Ok(Taken::Large),
+                    Some(job) if matches!(job.term, Large::Encoded(..)) => return Ok(Taken::Large),
                     Some(_) => return Ok(Taken::Busy),
                     None => {}
                 },
@@ -433,10 +434,10 @@ impl Intake {
     }
 
     /// The bytes of the term at which the queue has stopped, for one who decodes them.
-    fn begin(&mut self) -> Option<(Action, Vec<u8>)> {
+    fn begin(&mut self) -> Option<(Action, Vec<u8>, Met)> {
         let job = self.job.as_mut()?;
         match std::mem::replace(&mut job.term, Large::InWork) {
-            Large::Encoded(bytes) => Some((job.action, bytes)),
+            Large::Encoded(bytes, met) => Some((job.action, bytes, met)),
             other => {
                 job.term = other;
                 None

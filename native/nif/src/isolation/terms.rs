@@ -3,6 +3,7 @@
 //! What the functions of the VM do not give (the digits of big integers, bit strings, atoms beyond Latin-1, the order of
 //! names) goes through the external format of that one term.
 
+use super::effort::{self, Effort};
 use super::failure::{Unmakeable, Unreadable};
 use super::handle::{Handle, Ref};
 use super::monitors::Watcher;
@@ -396,15 +397,18 @@ pub struct VmBuilder<'a> {
     copies: Option<HashMap<Name, ErlNifTerm>>,
     /// Words that such copies may still take.
     spare: u64,
+    effort: &'a mut Effort,
 }
 
 impl<'a> VmBuilder<'a> {
     /// # Safety
     /// `env` outlives the builder, and belongs to this thread.
-    pub unsafe fn new(env: *mut ErlNifEnv, from: Option<&'a Worker>) -> Self {
+    #[inline]
+    pub unsafe fn new(env: *mut ErlNifEnv, from: Option<&'a Worker>, effort: &'a mut Effort) -> Self {
         VmBuilder {
             env,
             from,
+            effort,
             // Not made before it is needed: even an empty one costs a look at the thread's keys.
             copies: None,
             spare: from.map_or(0, |worker| worker.limits().words),
@@ -417,7 +421,17 @@ impl<'a> VmBuilder<'a> {
         whole - self.spare
     }
 
-    fn external(&self, bytes: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
+    #[inline]
+    fn takes(&mut self, quarters: u64) -> Result<(), Unmakeable> {
+        if self.effort.takes(quarters) {
+            Ok(())
+        } else {
+            Err(Unmakeable::Dear)
+        }
+    }
+
+    fn external(&mut self, bytes: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
+        self.takes(effort::EXTERNAL)?;
         from_external(self.env, bytes, true).ok_or(Unmakeable::Refused)
     }
 
@@ -430,7 +444,8 @@ impl<'a> VmBuilder<'a> {
 
     /// An atom in Latin-1.
     #[inline]
-    fn narrow_atom(&self, text: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
+    fn narrow_atom(&mut self, text: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
+        self.takes(effort::ATOM)?;
         // A longer one would be no term at all.
         if text.len() > 255 {
             return Err(Unmakeable::Refused);
@@ -449,7 +464,7 @@ impl<'a> VmBuilder<'a> {
     }
 
     #[cold]
-    fn wide_atom(&self, text: &str) -> Result<ErlNifTerm, Unmakeable> {
+    fn wide_atom(&mut self, text: &str) -> Result<ErlNifTerm, Unmakeable> {
         let mut latin1 = [0; 255];
         let narrow = text.chars().enumerate().try_fold(0, |_, (index, character)| {
             *latin1.get_mut(index)? = u8::try_from(u32::from(character)).ok()?;
@@ -458,6 +473,7 @@ impl<'a> VmBuilder<'a> {
         if let Some(length) = narrow {
             return self.narrow_atom(&latin1[..length]);
         }
+        self.takes(effort::EXTERNAL)?;
         let mut bytes = Vec::with_capacity(text.len() + 4);
         match u8::try_from(text.len()) {
             Ok(length) => bytes.extend([etf::VERSION, etf::SMALL_ATOM_UTF8, length]),
@@ -475,7 +491,7 @@ impl<'a> VmBuilder<'a> {
     }
 
     /// The atom of a name that a worker has told.
-    pub fn function_name(&self, name: &str) -> Result<ErlNifTerm, Unmakeable> {
+    pub fn function_name(&mut self, name: &str) -> Result<ErlNifTerm, Unmakeable> {
         if name.chars().count() > 255 {
             return Err(Unmakeable::Refused);
         }
@@ -601,6 +617,7 @@ impl Builder for VmBuilder<'_> {
     #[cold]
     fn name(&mut self, name: Name, _key: &[u8]) -> Result<ErlNifTerm, Unmakeable> {
         let worker = self.from.ok_or(Unmakeable::Forged)?;
+        self.takes(effort::NAME)?;
         if let Some(&term) = self.copies.as_ref().and_then(|copies| copies.get(&name)) {
             return Ok(term);
         }
@@ -617,15 +634,22 @@ impl Builder for VmBuilder<'_> {
     #[cold]
     fn resource(&mut self, id: u64) -> Result<ErlNifTerm, Unmakeable> {
         let worker = self.from.ok_or(Unmakeable::NoResources)?;
+        self.takes(effort::OBJECT_AGAIN)?;
+        let counted = self.effort.meets();
         let releases = worker.releases();
         let mut known = releases.known();
         if let Some(external) = known.external(id)
             && let Some(term) = from_external(self.env, external, true)
             && remote(self.env, term) == Some((releases.incarnation(), id))
         {
-            releases.give_back(id);
+            if counted {
+                releases.give_back(id);
+            }
+            self.effort.made(term);
             return Ok(term);
         }
+        // Done anyway: the next one sees it.
+        let _ = self.effort.takes(effort::OBJECT - effort::OBJECT_AGAIN);
         let mark = known.next();
         let remote = Handle::new(Remote::new(releases, id, mark));
         // SAFETY: the environment is alive for as long as the value, which does not leave this function.
@@ -633,6 +657,7 @@ impl Builder for VmBuilder<'_> {
         let term = remote.term(env).as_c_arg();
         let external = External::of(self.env, term).ok_or(Unmakeable::Memory)?;
         known.put(id, mark, external.whole());
+        self.effort.made(term);
         Ok(term)
     }
 }

@@ -87,6 +87,8 @@ pub struct Worker {
     given_up: Mutex<Vec<u64>>,
     /// Tables of the libraries that it has loaded, by number.
     functions: Mutex<HashMap<u32, Arc<[Function]>>>,
+    /// Names in what libraries are loaded with, by number.
+    load_infos: Mutex<HashMap<u32, Vec<Name>>>,
     /// It was told how to work, with its first library.
     begun: AtomicBool,
     queue: OnceLock<Arc<SlotQueue>>,
@@ -98,12 +100,13 @@ pub struct Worker {
     owner: OnceLock<Watch>,
     /// The watch of who has had its process started, and closes it when the owner has ended.
     reaper: OnceLock<Watch>,
-    /// Which of the two have ended: `OWNER`, `REAPER`.
+    /// Who has ended: `OWNER`, `REAPER`, `PROCESS`.
     left: AtomicU8,
     /// Calls published, but for those that threads are counting right now: the highest number plus one.
     published: AtomicU64,
-    /// What calls answer that it had begun when it died.
+    /// What calls answer that it had begun when it died, as its owner says it; or, when nothing comes from there, as the reaper did.
     end: OnceLock<Saved>,
+    seen_end: OnceLock<Saved>,
 }
 
 /// A payload has found no room beside those of other calls, none of which has ended since.
@@ -114,7 +117,10 @@ const LEAVING: u8 = 2;
 const GIVEN_UP: u8 = 4;
 
 const OWNER: u8 = 1;
+/// Nobody will see the worker's process end.
 const REAPER: u8 = 2;
+/// The reaper has seen the worker's process end.
+const PROCESS: u8 = 4;
 
 static KIND: Kind = Kind::new();
 
@@ -131,21 +137,19 @@ impl Object for Worker {
         self.output.stopped(event);
     }
 
-    /// The owner has ended: the end of the control socket tells the worker to go; its calls end when the reaper has seen it dead
-    /// and says `worker_close`. Its monitors end at once: they keep this. Or the reaper has: then the warden ends, and the kernel kills its
-    /// workers, which the owner looks after. When both have, nobody is left to say anything to those who wait.
+    /// The owner has ended: the end of the control socket tells the worker to go, and the reaper says [`Worker::ended`] when it has, or
+    /// has said so: an owner that knows of it may end before it has closed this. Or the reaper has ended: then the warden ends, and the
+    /// kernel kills its workers, which the owner looks after. When nobody is left to say anything to those who wait, it is said here.
     fn down(handle: Handle<Self>, env: *mut ErlNifEnv, _pid: ErlNifPid, watch: Watch) {
         let mark = if handle.owner.get() == Some(&watch) {
             handle.control.close(env, handle.borrow());
-            while !handle.services.monitors().close(env) {}
             OWNER
         } else if handle.reaper.get() == Some(&watch) {
             REAPER
         } else {
             return;
         };
-        // AcqRel: whoever comes second sees what the first has done.
-        if handle.left.fetch_or(mark, Ordering::AcqRel) | mark == OWNER | REAPER {
+        if handle.is_alone_after(mark) {
             Worker::abandon(handle.borrow(), env);
         }
     }
@@ -197,6 +201,7 @@ impl Worker {
             parked: (0..plan.slots).map(|_| Mutex::new(None)).collect(),
             given_up: Mutex::new(Vec::new()),
             functions: Mutex::default(),
+            load_infos: Mutex::default(),
             begun: AtomicBool::new(false),
             queue: OnceLock::new(),
             faulty: AtomicBool::new(false),
@@ -207,6 +212,7 @@ impl Worker {
             left: AtomicU8::new(0),
             published: AtomicU64::new(0),
             end: OnceLock::new(),
+            seen_end: OnceLock::new(),
             ring,
         })
     }
@@ -452,14 +458,21 @@ impl Worker {
         }
     }
 
+    /// Notes an end. True: the owner's is among them, and nobody is waited for any more.
+    fn is_alone_after(&self, mark: u8) -> bool {
+        // AcqRel: whoever comes second sees what the first has done.
+        let left = self.left.fetch_or(mark, Ordering::AcqRel) | mark;
+        left & OWNER != 0 && left != OWNER
+    }
+
     /// Nobody of ours saw its process end. It is about to, but calls that it had not begun are not given to others: it might begin them still.
     pub fn abandoned(&self) -> bool {
-        self.left.load(Ordering::Acquire) == OWNER | REAPER
+        self.left.load(Ordering::Acquire) == OWNER | REAPER && self.end.get().is_none()
     }
 
     /// What a call answers that a dead worker had begun.
     pub fn end<'a>(&self, env: Env<'a>) -> Term<'a> {
-        match self.end.get() {
+        match self.end.get().or_else(|| self.seen_end.get()) {
             Some(reason) => (atoms::error(), reason.load(env)).encode(env),
             None if self.abandoned() => {
                 let because = [(atoms::because(), atoms::abandoned().encode(env))];
@@ -484,12 +497,30 @@ impl Worker {
         Ok(woken)
     }
 
+    /// Now or not at all, and perhaps before what waits.
     fn send(&self, message: &ToWorker) -> Result<()> {
         let packet = control::encode(message).map_err(unsent)?;
         match packets::post(&self.control, &packet, &[]) {
             Sent::Yes => Ok(()),
             Sent::Busy => Err(Failure::Busy),
             Sent::Closed => Err(Error::Closed.into()),
+        }
+    }
+
+    fn tell(worker: Ref<'_, Self>, env: Env<'_>, message: &ToWorker) -> Result<()> {
+        worker.services.replies().tell(worker, env.as_c_arg(), message)
+    }
+
+    /// A library is gone, and what it was loaded with. Its copies of that are kept by a request that may be in the queue still.
+    fn forget_load_info(&self, library: u32) {
+        let Some(names) = self.load_infos.lock().remove(&library) else {
+            return;
+        };
+        let position = self.ring.events_end();
+        if self.ring.events_done_until(position) {
+            self.forget(&names);
+        } else {
+            self.services.forget_later(position, names);
         }
     }
 
@@ -536,11 +567,33 @@ impl Worker {
         }
     }
 
-    /// As `close`, by nobody: `env` has no process. The monitors ended with the owner.
+    /// Its process has ended, and the owner was told; `None`: nobody will see it end. An owner that has ended, or ends before it has closed
+    /// this, does nothing about it. False as for `close`: monitors have no use any more.
+    fn ended(worker: Ref<'_, Self>, env: Env<'_>, reason: Option<Term<'_>>) -> bool {
+        let mark = match reason {
+            Some(reason) => {
+                let _ = worker.seen_end.set(Saved::new(reason.as_c_arg()));
+                PROCESS
+            }
+            None => REAPER,
+        };
+        let alone = worker.is_alone_after(mark);
+        if (alone || mark == PROCESS) && !worker.services.monitors().close(env.as_c_arg()) {
+            flight::gives_way(env);
+            return false;
+        }
+        if alone {
+            Worker::abandon(worker, env.as_c_arg());
+        }
+        true
+    }
+
+    /// As `close`, by nobody: `env` may have no process, and there is no later. Most monitors have ended by now, unless the reaper was killed too.
     #[cold]
     fn abandon(worker: Ref<'_, Self>, env: *mut ErlNifEnv) {
         worker.fault();
         Services::close(worker);
+        while !worker.services.monitors().close(env) {}
         Worker::shut(worker, env);
     }
 }
@@ -655,7 +708,9 @@ fn worker_receive<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
                 }
                 FromWorker::Unloaded { library } => {
                     worker.functions.lock().remove(&library);
+                    worker.forget_load_info(library);
                 }
+                FromWorker::NotLoaded { library, .. } => worker.forget_load_info(library),
                 _ => {}
             }
             (atoms::ok(), term).encode(env)
@@ -756,24 +811,28 @@ fn worker_load<'a>(
                 path: path.as_slice().to_vec(),
                 load_info,
             };
-            worker.send(&ToWorker::Load(load))?;
+            Worker::tell(worker, env, &ToWorker::Load(load))?;
             worker.begun.store(true, Ordering::Relaxed);
             Ok(())
         });
-    // The names of a load info stay: a library keeps what it is loaded with.
+    if sent.is_err() {
+        worker.forget(&kept);
+    } else if !kept.is_empty() {
+        worker.load_infos.lock().insert(library, kept);
+    }
     Ok(done(env, sent))
 }
 
 #[rustler::nif]
 fn worker_proceed<'a>(env: Env<'a>, worker: Term<'a>, library: u32) -> NifResult<Term<'a>> {
     let worker = Ref::<Worker>::of(worker)?;
-    Ok(done(env, worker.send(&ToWorker::Proceed { library })))
+    Ok(done(env, Worker::tell(worker, env, &ToWorker::Proceed { library })))
 }
 
 #[rustler::nif]
 fn worker_unload<'a>(env: Env<'a>, worker: Term<'a>, library: u32) -> NifResult<Term<'a>> {
     let worker = Ref::<Worker>::of(worker)?;
-    Ok(done(env, worker.send(&ToWorker::Unload { library })))
+    Ok(done(env, Worker::tell(worker, env, &ToWorker::Unload { library })))
 }
 
 #[rustler::nif]
@@ -814,9 +873,32 @@ unsafe extern "C" fn close_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const
 }
 
 #[rustler::nif]
+fn worker_ended<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Term<'a>> {
+    ended(env, worker, reason)
+}
+
+fn ended<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Term<'a>> {
+    let known = (!reason.is_atom()).then_some(reason);
+    Ok(if Worker::ended(Ref::of(worker)?, env, known) {
+        atoms::ok().encode(env)
+    } else {
+        go_on(env, c"worker_ended", ended_again, &[worker, reason])
+    })
+}
+
+unsafe extern "C" fn ended_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: called by the VM with worker and reason.
+    unsafe {
+        scheduled(env, argv, |env, [worker, reason]: [Term<'_>; 2]| {
+            ended(env, worker, reason)
+        })
+    }
+}
+
+#[rustler::nif]
 fn worker_stop<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
     let worker = Ref::<Worker>::of(worker)?;
-    Ok(done(env, worker.send(&ToWorker::Stop)))
+    Ok(done(env, Worker::tell(worker, env, &ToWorker::Stop)))
 }
 
 #[rustler::nif]
@@ -831,8 +913,11 @@ fn worker_flush<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
     if !taken.is_empty() {
         let message = ToWorker::Release { ids: taken };
         if let Err(failure) = worker.send(&message) {
-            if let (ToWorker::Release { ids }, Failure::Busy) = (message, &failure) {
-                worker.releases.put_back(ids);
+            if let (ToWorker::Release { ids }, Failure::Busy) = (message, &failure)
+                && !worker.releases.put_back(&ids)
+            {
+                worker.fault();
+                return Ok(Failure::protocol("it does not read which objects are given back").term(env));
             }
             return Ok(failure.term(env));
         }
