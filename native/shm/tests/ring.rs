@@ -4,9 +4,10 @@ mod ring_support;
 
 use ring_support::{Both, request};
 use snakepit_shm_core::ring::bell::Wait;
-use snakepit_shm_core::ring::vm::{Cancel, Done, Park, Payload, Poll, Wake};
+use snakepit_shm_core::ring::vm::{Call, Cancel, Done, Park, Payload, Poll, Wake};
 use snakepit_shm_core::ring::worker::{EventQueueFull, Next};
 use snakepit_shm_core::ring::{Error, Fault, Plan, WorkerStatus, status};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -173,6 +174,45 @@ fn an_abandoned_slot_is_free_after_the_answer() {
     assert_eq!(both.vm.in_flight(), 1);
     both.worker.answer(0, second, 0, b"").unwrap();
     assert_eq!(both.vm.in_flight(), 0);
+}
+
+#[test]
+fn an_answer_that_nobody_takes_is_shown_once() {
+    let mut both = Both::new(Plan::default());
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hears = Arc::clone(&heard);
+    both.vm.unheard(move |answer, source| {
+        let mut bytes = Vec::new();
+        source.read(&mut bytes);
+        hears.lock().unwrap().push((answer.status, bytes));
+    });
+    let calls: Vec<_> = (0..5).map(|n| both.publish(n)).collect();
+    let [early, late, parked, taken, dead]: [Call; 5] = calls.try_into().unwrap();
+    let jobs: Vec<_> = (0..5).map(|_| both.job()).collect();
+    let [first, second, third, fourth, _never]: [_; 5] = jobs.try_into().ok().unwrap();
+    let shown = || std::mem::take(&mut *heard.lock().unwrap());
+
+    both.worker.answer(0, first, 3, &[9; 20_000]).unwrap();
+    both.vm.abandon(early);
+    assert_eq!(shown(), [(3, vec![9; 20_000])]);
+    both.vm.abandon(late);
+    assert_eq!(shown(), []);
+    both.worker.answer(0, second, 0, b"late").unwrap();
+    assert_eq!(both.vm.in_flight(), 3);
+    assert_eq!(shown(), [(0, b"late".to_vec())]);
+
+    assert_eq!(both.vm.park(&parked), Park::Parked);
+    both.worker.answer(0, third, 0, b"parked").unwrap();
+    both.vm.drain(1, |_| ()).unwrap();
+    both.vm.abandon(parked);
+    assert_eq!(shown(), [(0, b"parked".to_vec())]);
+
+    both.worker.answer(0, fourth, 0, b"taken").unwrap();
+    assert!(matches!(both.vm.poll(&taken).unwrap(), Poll::Answered(_)));
+    both.vm.release(taken);
+    both.vm.abandon(dead);
+    both.vm.close(|_| ());
+    assert_eq!(shown(), []);
 }
 
 #[test]

@@ -21,6 +21,9 @@ pub trait Sink {
     fn patch(&mut self, position: usize, bytes: [u8; 4]);
 }
 
+/// Bytes that are skipped at once.
+const SKIPPED: usize = 1 << 10;
+
 /// Gives bytes, each at most once and in order, so that nobody who writes them meanwhile can be read twice.
 ///
 /// # Safety
@@ -33,6 +36,20 @@ pub unsafe trait Source {
 
     /// False, and nothing taken, if fewer remain.
     fn copy_to(&mut self, target: &mut [MaybeUninit<u8>]) -> bool;
+
+    /// Takes `length` bytes that nobody needs. False, and nothing taken, if fewer remain.
+    fn skip(&mut self, length: usize) -> bool {
+        let mut chunk = [MaybeUninit::uninit(); SKIPPED];
+        let mut left = length;
+        length <= self.remaining()
+            && loop {
+                let some = left.min(SKIPPED);
+                if left == 0 || !self.copy_to(&mut chunk[..some]) {
+                    break left == 0;
+                }
+                left -= some;
+            }
+    }
 }
 
 /// The bytes of a binary, still in their source. To be copied once, to where the binary lives.
@@ -139,6 +156,12 @@ unsafe impl Source for SliceSource<'_> {
         target.write_copy_of_slice(bytes);
         self.rest = rest;
         true
+    }
+
+    fn skip(&mut self, length: usize) -> bool {
+        let rest = self.rest.get(length..);
+        self.rest = rest.unwrap_or(self.rest);
+        rest.is_some()
     }
 }
 

@@ -2,21 +2,20 @@
 
 use crate::bytes::Source;
 use crate::tag;
-use std::mem::MaybeUninit;
-
-/// Bytes that are skipped at once.
-const CHUNK: usize = 1 << 10;
 
 /// Tells the number of every object of a worker in one term, in order: of as many as are in it before it ends, or is none. Terms come one
-/// after the other, whatever holds them, so nothing is kept of those that are open but how many there are.
-pub fn objects<S: Source>(source: &mut S, each: impl FnMut(u64)) {
+/// after the other, whatever holds them, so nothing is kept of those that are open but how many there are. It looks at `most` terms.
+pub fn objects<S: Source>(source: &mut S, most: u64, each: impl FnMut(u64)) {
     // What cannot be read is the end.
-    let _ = walk(source, each);
+    let _ = walk(source, most, each);
 }
 
-fn walk<S: Source>(source: &mut S, mut each: impl FnMut(u64)) -> Option<()> {
+fn walk<S: Source>(source: &mut S, most: u64, mut each: impl FnMut(u64)) -> Option<()> {
     let mut left: u64 = 1;
-    while left > 0 {
+    for _ in 0..most {
+        if left == 0 {
+            break;
+        }
         let [tag] = source.take()?;
         left -= 1;
         match tag {
@@ -67,17 +66,7 @@ fn skip<S: Source>(source: &mut S, more: u64, length: impl FnOnce(&mut S) -> Opt
 }
 
 fn skip_all<S: Source>(source: &mut S, length: u64) -> Option<()> {
-    let mut left = usize::try_from(length).ok()?;
-    if left > source.remaining() {
-        return None;
-    }
-    let mut chunk = [MaybeUninit::uninit(); CHUNK];
-    while left > 0 {
-        let some = left.min(CHUNK);
-        source.copy_to(&mut chunk[..some]).then_some(())?;
-        left -= some;
-    }
-    Some(())
+    source.skip(usize::try_from(length).ok()?).then_some(())
 }
 
 #[cfg(test)]
@@ -87,7 +76,7 @@ mod tests {
 
     fn found(bytes: &[u8]) -> Vec<u64> {
         let mut found = Vec::new();
-        objects(&mut SliceSource::new(bytes), |id| found.push(id));
+        objects(&mut SliceSource::new(bytes), u64::MAX, |id| found.push(id));
         found
     }
 
@@ -124,6 +113,16 @@ mod tests {
         bytes.extend(object(99));
         let expected: Vec<u64> = (0..others.len() as u64).chain([99]).collect();
         assert_eq!(found(&bytes), expected);
+    }
+
+    #[test]
+    fn no_more_terms_are_looked_at_than_wanted() {
+        let bytes = [&[tag::SMALL_TUPLE, 3][..], &object(1), &object(2), &object(3)].concat();
+        for most in 0..6 {
+            let mut found = Vec::new();
+            objects(&mut SliceSource::new(&bytes), most, |id| found.push(id));
+            assert_eq!(found, (1..most.min(4)).collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -94,6 +94,31 @@ defmodule Snakepit.Isolation.ResourceTest do
     assert info!(library).workers |> hd() |> Map.fetch!(:restarts) == 0
   end
 
+  test "an object in an answer that nobody takes ends" do
+    library = load!(:adder)
+    cells = fn -> Isolation.call!(library, :cells, [], timeout: 10_000) end
+
+    # Callers that are killed while their call runs, and one whose call is given up before it has begun.
+    for _ <- 1..3 do
+      caller = call_in_process(library, :cell_later, [1, 100], timeout: :infinity)
+      begun(library, 1)
+      Process.exit(caller, :kill)
+      eventually(fn -> info!(library).in_flight == 0 end, 10_000)
+    end
+
+    busy = call_in_process(library, :sleep, [200], timeout: :infinity)
+    begun(library, 1)
+    assert {:error, %Error{reason: :timeout}} = Isolation.call(library, :cell_new, [1], timeout: 20)
+    assert {:ok, :ok} = result_of(busy)
+    eventually(fn -> cells.() == 0 end, 10_000)
+
+    # One that is taken stays until its handle is collected.
+    handle = Isolation.call!(library, :cell_later, [7, 0])
+    assert cells.() == 1
+    assert Isolation.call!(library, :cell_get, [handle]) == 7
+    assert %{restarts: 0} = worker(library)
+  end
+
   test "a handle that never leaves the worker is none" do
     library = load!(:cpp)
 

@@ -39,6 +39,12 @@ pub struct Effort {
 #[derive(Debug, Default)]
 pub struct Met(Vec<Handle<Remote>>);
 
+impl Met {
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl Effort {
     #[inline]
     pub fn on_scheduler() -> Self {

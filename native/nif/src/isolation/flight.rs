@@ -516,7 +516,12 @@ impl Drop for Flight {
             let (slot, number) = (call.slot(), call.number());
             drop(self.worker.waits_no_more(slot, number));
             self.worker.gave_up(number);
-            self.worker.ring().abandon(call);
+            if self.met.is_empty() {
+                self.worker.ring().abandon(call);
+            } else {
+                // It is answered, and the objects in it that were met have been made: they are given back as such.
+                self.worker.ring().release(call);
+            }
             // It may be worked on, and what it is called with kept.
             self.worker
                 .forget_abandoned(slot, number, std::mem::take(&mut self.kept));

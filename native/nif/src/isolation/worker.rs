@@ -29,7 +29,7 @@ use snakepit_shm_core::error::Error;
 use snakepit_shm_core::mapping::Permit;
 use snakepit_shm_core::ring::bell::{self, Listener, Ringer, Wait};
 use snakepit_shm_core::ring::vm::{VmRing, Woken};
-use snakepit_shm_core::ring::{Caller, ExecutorStatus, WorkerStatus};
+use snakepit_shm_core::ring::{Caller, ExecutorStatus, WorkerStatus, status};
 use snakepit_wire::control::{
     self, Failed, FromWorker, Function, LIBRARIES, Load, Loaded, Process, RELEASES, Stage, System, ToWorker,
 };
@@ -159,12 +159,19 @@ impl Worker {
     fn new(spec: &Spec, grants: Grants) -> Result<Self> {
         let plan = spec.plan()?;
         let incarnation = INCARNATIONS.fetch_add(1, Ordering::Relaxed) + 1;
-        let ring = Box::new(VmRing::create(
+        let mut ring = Box::new(VmRing::create(
             &format!("snakepit_ring_{incarnation}"),
             plan,
             Permit::take(MAPPINGS)?,
             0,
         )?);
+        let releases = Arc::new(Releases::new(incarnation));
+        let unheard = Arc::clone(&releases);
+        ring.unheard(move |answer, source| {
+            if matches!(answer.status & !status::QUEUED, status::VALUE | status::RAISED) {
+                scratch::give_back_unheard(&unheard, source);
+            }
+        });
         let (control, their_control) = packets::pair()?;
         let (ringer, bell_in) = bell::pair()?;
         let (bell_out, listener) = bell::pair()?;
@@ -197,7 +204,7 @@ impl Worker {
             atoms: spec.atoms.clone(),
             replaced: Arc::clone(names.replaced()),
             names: Mutex::new(names),
-            releases: Arc::new(Releases::new(incarnation)),
+            releases,
             parked: (0..plan.slots).map(|_| Mutex::new(None)).collect(),
             given_up: Mutex::new(Vec::new()),
             functions: Mutex::default(),

@@ -17,6 +17,7 @@ use super::{Caller, Error, ExecutorStatus, Fault, Result, WorkerStatus};
 use crate::copy;
 #[cfg(not(loom))]
 use crate::{descriptor::Descriptor, mapping::Permit};
+use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,8 +42,22 @@ pub struct VmRing {
     /// [`Events::head`], to be read without the lock.
     events_head: AtomicU64,
     spill: Mutex<Ranges>,
+    /// Who is shown the answers that no caller takes.
+    unheard: Unheard,
     #[cfg(not(loom))]
     fd: Mutex<Option<Arc<Descriptor>>>,
+}
+
+/// See [`VmRing::unheard`].
+type Hears = Box<dyn Fn(&Answer, &Source<'_>) + Send + Sync>;
+
+#[derive(Default)]
+struct Unheard(Option<Hears>);
+
+impl Debug for Unheard {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Unheard").finish_non_exhaustive()
+    }
 }
 
 /// What the VM knows of a slot; nobody else can write it.
@@ -259,6 +274,7 @@ impl VmRing {
             events: Mutex::new(Events::new()),
             events_head: AtomicU64::new(0),
             spill: Mutex::new(Ranges::new(plan.spill_bytes)),
+            unheard: Unheard::default(),
             layout,
         })
     }
@@ -284,6 +300,7 @@ impl VmRing {
             events: Mutex::new(Events::new()),
             events_head: AtomicU64::new(0),
             spill: Mutex::new(Ranges::new(plan.spill_bytes)),
+            unheard: Unheard::default(),
             layout,
         };
         Ok((ring, handover))
@@ -291,6 +308,23 @@ impl VmRing {
 
     pub fn plan(&self) -> Plan {
         self.layout.plan
+    }
+
+    /// Shows each answer that no caller takes to `hears`, before its slot comes back: it may carry what the worker has counted. By whoever finds
+    /// the answer, who may be on his way to something else and holds locks of the ring: `hears` is quick, and leaves the ring alone.
+    pub fn unheard(&mut self, hears: impl Fn(&Answer, &Source<'_>) + Send + Sync + 'static) {
+        self.unheard = Unheard(Some(Box::new(hears)));
+    }
+
+    /// An answer that nobody takes, if it is one. Of a dead worker it does not matter any more.
+    fn nobody_hears(&self, call: &Call) {
+        let Unheard(Some(hears)) = &self.unheard else { return };
+        if !self.closed.load(Ordering::Relaxed)
+            && self.answered(call.slot, call.number)
+            && let Ok(answer) = self.read_answer(call)
+        {
+            hears(&answer, &self.source(call, &answer));
+        }
     }
 
     /// The memory's descriptor, to be handed to the worker. `None` after [`forget_fd`](VmRing::forget_fd).
@@ -698,6 +732,7 @@ impl VmRing {
     pub fn abandon(&self, call: Call) {
         let record = &self.records[usize::from(call.slot)];
         if !self.leave(record, call.number) {
+            self.nobody_hears(&call);
             return self.release(call);
         }
         self.reclaim_one(record, call.slot);
@@ -796,7 +831,8 @@ impl VmRing {
             .is_ok();
         if won {
             self.abandoned.fetch_sub(1, Ordering::Relaxed);
-            // Where its answer lies nobody has looked: say that it is not needed, wherever it is.
+            self.nobody_hears(&Call { slot: index, number });
+            // Where its answer lies nobody may have looked: say that it is not needed, wherever it is.
             record.flags.fetch_or(ANSWER_SPILLED, Ordering::Relaxed);
             self.finish(record, index, number);
         }
