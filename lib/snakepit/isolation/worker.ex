@@ -33,7 +33,7 @@ defmodule Snakepit.Isolation.Worker do
   @tick 1_000
   # Between attempts to write to a socket that is full.
   @pause 10
-  # Handles that the VM drops are gathered for so long before the worker is told: it wakes for them.
+  # Between two times that the worker is told of handles that the VM has dropped: it wakes for them.
   @gathering 10
   # A process that was asked to end, or killed, is waited for so long.
   @farewell 500
@@ -130,6 +130,8 @@ defmodule Snakepit.Isolation.Worker do
       full: false,
       timer: nil,
       crashes: [],
+      # When the worker was told last of objects that the VM has let go of.
+      flushed: System.monotonic_time(:millisecond) - @gathering,
       watch: nil
     }
 
@@ -201,10 +203,16 @@ defmodule Snakepit.Isolation.Worker do
 
   def handle_info({:flush, token}, %{token: token} = state) when token != nil, do: {:noreply, flush(state)}
 
-  # The garbage collector has found handles, and more of them in a moment.
-  def handle_info(:released, %{token: token} = state) when token != nil do
-    Process.send_after(self(), {:flush, token}, @gathering)
-    {:noreply, state}
+  # The garbage collector has found handles. The worker is told at once, as a destructor runs at once in the VM; of those that come soon after, together.
+  def handle_info(:released, %{token: token, flushed: last} = state) when token != nil do
+    case last + @gathering - System.monotonic_time(:millisecond) do
+      wait when wait > 0 ->
+        Process.send_after(self(), {:flush, token}, wait)
+        {:noreply, state}
+
+      _long_ago ->
+        {:noreply, flush(state)}
+    end
   end
 
   def handle_info(:restart, %{native: nil, row: %{state: :waiting}} = state), do: {:noreply, start(state)}
@@ -697,6 +705,8 @@ defmodule Snakepit.Isolation.Worker do
 
   # Objects that the VM has let go of. A library that returns one with each call makes many of them.
   defp flush(state) do
+    state = %{state | flushed: System.monotonic_time(:millisecond)}
+
     case Native.worker_flush(state.native) do
       {:ok, left} when left > 0 -> flush(state)
       {:error, {:busy, _}} -> Process.send_after(self(), {:flush, state.token}, @pause) && state

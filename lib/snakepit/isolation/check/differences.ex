@@ -16,7 +16,7 @@ defmodule Snakepit.Isolation.Check.Differences do
        "10 ms may be said to live"},
     {:resources, :differs,
      ~w(enif_open_resource_type enif_open_resource_type_x enif_init_resource_type enif_alloc_resource),
-     "objects live in the worker that made them: calls with one go there, and it is :stale when that has ended; destructors run 10 ms after the garbage " <>
+     "objects live in the worker that made them: calls with one go there, and it is :stale when that has ended; destructors run soon after the garbage " <>
        "collection, in a thread of the worker"},
     {:resource_binary, :differs, ~w(enif_make_resource_binary),
      "a binary of an object is a copy of the bytes: it neither leads to the object nor holds it"},
