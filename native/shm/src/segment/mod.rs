@@ -704,8 +704,8 @@ fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// For the time of the last use, which every view and read notes: to the kernel's tick (4 ms at most), for a tenth of what
-/// the exact time costs.
+/// For the time of the last use, which every view and read notes: to the kernel's tick, for a tenth of what the exact time
+/// costs. That is 4 ms at most, and some tens of them where a hypervisor keeps the CPU that ticks from running.
 fn monotonic_ms() -> i64 {
     use nix::time::{ClockId, clock_gettime};
     clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |now| now.tv_sec() * 1000 + now.tv_nsec() / 1_000_000)
