@@ -162,8 +162,9 @@ defmodule Snakepit.Isolation.DropInTest do
     assert Isolation.DropIn.library(module).timeout == :infinity
     :ok = Isolation.restore(module)
 
-    isolate!(module, timeout: 100)
+    isolate!(module, timeout: 1_000)
     assert {:error, %Error{reason: :timeout}, [{:hang, 0} | _]} = outcome(module, :hang, [])
+    eventually(fn -> info!(module).state == :ready end)
     assert module.add(1, 2) == 3
   end
 

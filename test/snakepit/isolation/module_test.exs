@@ -122,10 +122,11 @@ defmodule Snakepit.Isolation.ModuleTest do
   end
 
   test "a deadline that is asked for" do
-    module = OwnFixture.module(timeout: 100)
+    module = OwnFixture.module(timeout: 1_000)
     # Which has none.
     :ok = Isolation.Module.load(module)
     assert {:error, %Error{reason: :timeout}, [{:hang, 0} | _]} = outcome(module, :hang, [])
+    eventually(fn -> info!(module).state == :ready end)
     assert module.add(1, 2) == 3
   end
 
