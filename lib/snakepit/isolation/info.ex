@@ -2,7 +2,8 @@ defmodule Snakepit.Isolation.Info do
   @moduledoc false
   # What info/1 answers: rows of the workers, numbers of the native pool, and what each worker says of itself.
 
-  alias Snakepit.Isolation.{Library, LongCalls, Worker}
+  alias Snakepit.Isolation.{Library, LongCalls}
+  alias Snakepit.Isolation.Worker.Health
   alias Snakepit.Native
 
   @spec describe(Library.t(), pos_integer() | nil) :: map()
@@ -60,7 +61,7 @@ defmodule Snakepit.Isolation.Info do
       executing: Enum.count(executors, & &1),
       longest_call: LongCalls.longest(row.calls_since, executors, System.monotonic_time(:millisecond)),
       hung_calls: length(status[:orphans] || []),
-      heartbeat_age: Worker.heartbeat_age(status),
+      heartbeat_age: Health.heartbeat_age(status),
       resident: status[:status][:resident],
       memory: %{limit: limit, used: used(row.os_pid)},
       objects: status[:status][:objects]

@@ -26,6 +26,7 @@ defmodule Snakepit.Isolation.Worker do
     Warden
   }
 
+  alias Snakepit.Isolation.Worker.{Farewell, Health, Restarts}
   alias Snakepit.Native
 
   @sigkill 9
@@ -35,15 +36,10 @@ defmodule Snakepit.Isolation.Worker do
   @pause 10
   # Between two times that the worker is told of handles that the VM has dropped: it wakes for them.
   @gathering 10
-  # A process that was asked to end, or killed, is waited for so long.
+  # A process that was asked to end is waited for so long.
   @farewell 500
-  @burial 5_000
-  # So many ms after memory was refused to it, its end is another matter.
-  @grief 1_000
   # A call that passed its deadline may end at the same moment: it has so many ms more, looked at after each of these.
   @doubts [1, 2, 4, 8]
-  # Before the n-th restart in a row: nothing, 1, 2, 4, ... ms.
-  @longest_delay 100
   @longest_label 64
 
   @type row :: %{
@@ -132,7 +128,7 @@ defmodule Snakepit.Isolation.Worker do
       crashes: [],
       # When the worker was told last of objects that the VM has let go of.
       flushed: System.monotonic_time(:millisecond) - @gathering,
-      watch: nil
+      health: nil
     }
 
     {:ok, write(state), {:continue, :start}}
@@ -156,8 +152,10 @@ defmodule Snakepit.Isolation.Worker do
   def handle_call({:lied, native, details}, _from, %{native: native, cause: nil} = state),
     do: {:reply, :ok, lied(state, details)}
 
-  def handle_call({:starved, native}, _from, %{native: native, watch: %{starved: nil}} = state),
-    do: {:reply, :ok, note(state, Native.worker_status(native))}
+  def handle_call({:starved, native}, _from, %{native: native} = state) when native != nil do
+    health = Health.starved(state.health, Native.worker_status(native), System.monotonic_time(:millisecond))
+    {:reply, :ok, %{state | health: health}}
+  end
 
   # About one that is gone.
   def handle_call(_, _from, state), do: {:reply, :ok, state}
@@ -235,33 +233,19 @@ defmodule Snakepit.Isolation.Worker do
     state = update(state, %{state: :ending})
     orderly? = reason in [:normal, :shutdown] or match?({:shutdown, _}, reason)
     if orderly? and state.cause == nil, do: Native.worker_stop(native)
-    status = known(state, await_exit(state, if(orderly?, do: @farewell, else: 0)) || slay(state))
+    %{token: token, monitor: monitor} = state
+    ended = Farewell.await(token, monitor, if(orderly?, do: @farewell, else: 0)) || Farewell.slay(token, monitor)
+    status = known(native, ended)
     because = if orderly?, do: {:not_loaded, %{because: :unloaded}}, else: {:crashed, exit_details(state, status)}
     buried(state, because)
   end
 
-  defp slay(state) do
-    Warden.kill(state.token, @sigkill)
-    await_exit(state, @burial)
-  end
+  defp known(_native, {:exited, status}), do: status
+  defp known(_native, nil), do: nil
 
-  defp known(_state, {:exited, status}), do: status
-  defp known(_state, nil), do: nil
-
-  defp known(state, :lost) do
-    await_end(state.native, burial())
+  defp known(native, :lost) do
+    Farewell.await_unreported(native)
     nil
-  end
-
-  defp await_exit(%{token: token, monitor: monitor}, patience) do
-    receive do
-      {Warden, ^token, {:exited, _os_pid, status}} -> {:exited, status}
-      {Warden, ^token, :lost} -> :lost
-      {Warden, ^token, {:not_started, _}} -> {:exited, nil}
-      {:DOWN, ^monitor, :process, _, _} -> :lost
-    after
-      patience -> nil
-    end
   end
 
   # ── From start to service ─────────────────────────────────────────────────────────────────────────────────────
@@ -274,7 +258,7 @@ defmodule Snakepit.Isolation.Worker do
         loading: %Loading{},
         doubt: nil,
         full: false,
-        watch: %{silent: 0, mute: 0, orphans: %{}, starved: nil, calls: %{}}
+        health: %Health{}
     }
 
     state = update(state, %{state: :starting, since: now(), calls_since: %{}})
@@ -473,34 +457,8 @@ defmodule Snakepit.Isolation.Worker do
   defp warden({:exited, _os_pid, status}, state), do: exited(state, status)
 
   defp warden(:lost, state) do
-    await_end(state.native, burial())
+    Farewell.await_unreported(state.native)
     exited(if(state.cause in [nil, :closed], do: %{state | cause: :warden}, else: state), nil)
-  end
-
-  # The kernel kills a worker after its warden; nobody reports it. Its end of the control socket closes when none of its threads runs
-  # any more. Only then are its calls answered: one that it had not begun is given to another worker, and must not be begun here too.
-  defp await_end(native, deadline) do
-    case Native.worker_receive(native) do
-      :again -> if await_input(native, deadline), do: await_end(native, deadline)
-      :closed -> :ok
-      _ignored -> if now() < deadline, do: await_end(native, deadline)
-    end
-  end
-
-  defp burial, do: now() + System.convert_time_unit(@burial, :millisecond, :native)
-
-  defp await_input(native, deadline) do
-    left = System.convert_time_unit(max(deadline - now(), 0), :native, :millisecond)
-
-    with :ok <- Native.worker_select(native, :control) do
-      receive do
-        {:select, ^native, _, :ready_input} -> true
-      after
-        left -> false
-      end
-    else
-      _closed -> false
-    end
   end
 
   defp start_failure(%{shared: %{id: id}}, details) do
@@ -541,7 +499,7 @@ defmodule Snakepit.Isolation.Worker do
 
     cond do
       not loaded? -> failed(state, first_failure(state, details))
-      not again?(state, details) -> not_again(state, details)
+      not Restarts.wanted?(state.shared.options.restart, details) -> not_again(state, details)
       hung? -> again(state, 0, details)
       true -> crashed(state, details)
     end
@@ -566,27 +524,8 @@ defmodule Snakepit.Isolation.Worker do
   # Of libraries that are not tried again.
   defp refusals(row), do: for({number, {:error, _} = error} <- row.libraries, into: %{}, do: {number, error})
 
-  # A kill that came too late did not end it.
-  defp exit_details(state, status) do
-    because =
-      cond do
-        state.cause in [nil, :closed] -> :exited
-        status in [{:signal, @sigkill}, nil] -> state.cause
-        true -> :exited
-      end
-
-    status |> Error.status() |> Map.put(:because, because) |> Map.merge(lacking(state, because))
-  end
-
-  # It has ended by itself right after there was no memory for it: then that is why. It may have survived that, and ended of something else.
-  defp lacking(%{shared: %{options: %{memory: limit}}, native: native}, :exited) when limit != :infinity do
-    case Native.worker_status(native) do
-      %{lacked_ms: age} when is_integer(age) and age <= @grief -> %{limit: limit, native: :memory}
-      _ -> %{}
-    end
-  end
-
-  defp lacking(_state, _because), do: %{}
+  defp exit_details(%{cause: cause, native: native, shared: %{options: %{memory: memory}}}, status),
+    do: Farewell.details(cause, status, memory, native)
 
   defp buried(%{native: native, shared: shared} = state, reason) do
     Native.pool_take(shared.native, state.position - 1)
@@ -625,18 +564,14 @@ defmodule Snakepit.Isolation.Worker do
   end
 
   defp crashed(%{shared: %{options: options}} = state, details) do
-    since = now() - System.convert_time_unit(options.max_seconds, :second, :native)
-    crashes = [now() | Enum.take_while(state.crashes, &(&1 > since))]
-    count = length(crashes)
+    {crashes, what} = Restarts.after_crash(state.crashes, options, now())
     state = %{state | crashes: crashes}
 
-    if options.max_restarts != :infinity and count > options.max_restarts,
-      do: give_up(state, details, count),
-      else: again(state, delay(count, options.max_restarts), details)
+    case what do
+      {:again, delay} -> again(state, delay, details)
+      {:give_up, count} -> give_up(state, details, count)
+    end
   end
-
-  defp delay(1, _), do: 0
-  defp delay(count, _), do: min(Bitwise.bsl(1, min(count - 2, 20)), @longest_delay)
 
   defp again(state, delay, details) do
     exit_event(state, delay, details)
@@ -650,11 +585,6 @@ defmodule Snakepit.Isolation.Worker do
       state
     end
   end
-
-  # As a supervisor's: what ends in order is what the library has ended itself, with exit(0).
-  defp again?(%{shared: %{options: %{restart: :permanent}}}, _details), do: true
-  defp again?(%{shared: %{options: %{restart: :temporary}}}, _details), do: false
-  defp again?(_transient, details), do: not match?(%{because: :exited, exit_code: 0}, details)
 
   defp not_again(%{shared: %{options: options, id: id}} = state, details) do
     exit_event(state, 0, details)
@@ -715,42 +645,16 @@ defmodule Snakepit.Isolation.Worker do
     end
   end
 
-  defp watch(state, %{faulty: true}), do: lied(state, %{message: "it has lied to a caller that is gone"})
+  defp watch(%{shared: %{options: options}} = state, status) do
+    {health, long, verdict} = Health.look(state.health, status, options, @tick, System.monotonic_time(:millisecond))
 
-  defp watch(%{shared: %{options: options}, watch: before} = state, status) do
-    now = System.monotonic_time(:millisecond)
-    # None, or one that cannot be read because it is being written all the time.
-    silent? = options.heartbeat_timeout != :infinity and (heartbeat_age(status) || :never) > options.heartbeat_timeout
+    state = going_on(%{state | health: health}, LongCalls.since(health.calls), long)
 
-    {calls, long} = LongCalls.look(before.calls, status.executors, now)
-    state = going_on(state, LongCalls.since(calls), long)
-
-    watch = %{
-      silent: if(silent?, do: before.silent + 1, else: 0),
-      # It cannot wake anybody any more. It may be ending: then that is known by the next look.
-      mute: if(status.bell_closed, do: before.mute + 1, else: 0),
-      # Since when; the calls that are still the same ones.
-      orphans: Map.new(status.orphans, &{&1, Map.get(before.orphans, &1, now)}),
-      starved: nil,
-      calls: calls
-    }
-
-    cond do
-      # Twice: the machine itself may have been asleep.
-      watch.mute > 1 ->
-        lied(state, %{message: "it has closed its doorbell"})
-
-      watch.silent > 1 ->
-        kill_for(state, :heartbeat, "shows no sign of life")
-
-      stuck?(before.starved, status, now) ->
-        kill_for(state, :stuck, "no longer takes calls")
-
-      Enum.any?(watch.orphans, fn {_call, since} -> past?(since, options.timeout, now) end) ->
-        hangs(state, "a call whose caller has died goes on and on")
-
-      true ->
-        %{state | watch: %{watch | starved: still(before.starved, now)}}
+    case verdict do
+      :well -> state
+      {:lies, what} -> lied(state, %{message: what})
+      {:hangs, what} -> hangs(state, what)
+      {:kill, cause, what} -> kill_for(state, cause, what)
     end
   end
 
@@ -764,25 +668,6 @@ defmodule Snakepit.Isolation.Worker do
 
     if state.row.calls_since == since, do: state, else: update(state, %{calls_since: since})
   end
-
-  @doc "How long ago the worker has shown that it lives, in ms; nil if that is not known."
-  @spec heartbeat_age(map()) :: non_neg_integer() | nil
-  def heartbeat_age(%{status: %{beat_age_ms: age}}), do: age
-  def heartbeat_age(_), do: nil
-
-  defp past?(since, patience, now), do: patience != :infinity and now - since > patience
-
-  # A call passed its deadline before it was begun. That is nobody's fault if the worker works; if a tick later it has
-  # still answered nothing and works on nothing, it is broken.
-  defp note(state, status), do: put_in(state.watch.starved, {status.calls, System.monotonic_time(:millisecond)})
-
-  defp stuck?({calls, at}, status, now),
-    do: now - at >= @tick and status.calls == calls and Enum.all?(status.executors, &is_nil/1)
-
-  defp stuck?(nil, _status, _now), do: false
-
-  defp still({_, at} = starved, now) when now - at < @tick, do: starved
-  defp still(_, _now), do: nil
 
   # Out of the pool until it is known whether the call goes on.
   defp doubt_later(state, [wait | waits]) do

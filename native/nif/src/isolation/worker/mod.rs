@@ -1,13 +1,16 @@
-//! `worker_*`: one worker process as the VM holds it. `README.md` has the life of a call.
+//! One worker process as the VM holds it. `README.md` has the life of a call.
+
+mod messages;
+mod nifs;
+mod system;
 
 use super::atom_quota::AtomsAccount;
-use super::call::{go_on, scheduled};
 use super::channel::Channel;
-use super::failure::{Failure, Result, Unmakeable, done, unsent};
+use super::failure::{Failure, Result, Unmakeable, unsent};
 use super::flight;
 use super::handle::{Handle, Kind, Object, Ref, Watch};
 use super::names::Names;
-use super::packets::{self, Received, Sent};
+use super::packets::{self, Sent};
 use super::remote::Releases;
 use super::saved::{Saved, Waiter, self_pid};
 use super::scratch;
@@ -15,36 +18,26 @@ use super::services::{Grants, Services};
 use super::waiting::SlotQueue;
 use super::worker_spec::Spec;
 use crate::atoms;
-use crate::reply::{self, map};
-use nix::errno::Errno;
+use crate::reply;
 use nix::fcntl::OFlag;
 use parking_lot::Mutex;
-use rustler::sys::{
-    ErlNifEnv, ErlNifEvent, ErlNifPid, ErlNifSysInfo, ErlNifTerm, ErlNifTimeUnit, c_int, enif_monotonic_time,
-    enif_system_info, enif_time_offset,
-};
-use rustler::types::atom::Atom;
-use rustler::{Binary, Encoder, Env, Error as NifError, NifResult, Term};
+use rustler::sys::{ErlNifEnv, ErlNifEvent, ErlNifPid, ErlNifTerm};
+use rustler::{Encoder, Env, Term};
 use snakepit_shm_core::error::Error;
 use snakepit_shm_core::mapping::Permit;
 use snakepit_shm_core::ring::bell::{self, Listener, Ringer, Wait};
 use snakepit_shm_core::ring::vm::{VmRing, Woken};
-use snakepit_shm_core::ring::{Caller, ExecutorStatus, WorkerStatus, status};
-use snakepit_wire::control::{
-    self, Failed, FromWorker, Function, LIBRARIES, Load, Loaded, Process, RELEASES, Stage, System, ToWorker,
-};
+use snakepit_shm_core::ring::{Caller, status};
+use snakepit_wire::control::{self, Function, ToWorker};
 use snakepit_wire::{Limits, Name, NameKind};
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Mappings that this VM may have, regions included. The kernel allows 65,530 unless told otherwise.
 const MAPPINGS: u64 = 32_768;
-/// Output taken at once.
-const OUTPUT: usize = 64 << 10;
 
 static INCARNATIONS: AtomicU64 = AtomicU64::new(0);
 
@@ -179,7 +172,7 @@ impl Worker {
             nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::os("pipe2", errno))?;
         packets::do_not_block(&output)?;
         let names = Names::new(spec.names);
-        tell_time(&ring);
+        system::tell_time(&ring);
         Ok(Worker {
             incarnation,
             limits: Limits {
@@ -603,376 +596,4 @@ impl Worker {
         while !worker.services.monitors().close(env) {}
         Worker::shut(worker, env);
     }
-}
-
-/// What a library in the VM is told of it.
-fn system() -> System {
-    let mut info = MaybeUninit::<ErlNifSysInfo>::zeroed();
-    // SAFETY: plain data, filled in up to the size that is given; the texts are the VM's own, for ever.
-    let (info, erts, release) = unsafe {
-        enif_system_info(info.as_mut_ptr(), size_of::<ErlNifSysInfo>());
-        let info = info.assume_init();
-        let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
-        let (erts, release) = (text(info.erts_version), text(info.otp_release));
-        (info, erts, release)
-    };
-    System {
-        driver: (info.driver_major_version, info.driver_minor_version),
-        nif: (info.nif_major_version, info.nif_minor_version),
-        erts,
-        release,
-        threads: info.thread_support,
-        smp: info.smp_support,
-        async_threads: info.async_threads,
-        schedulers: info.scheduler_threads,
-        dirty_schedulers: info.dirty_scheduler_support,
-    }
-}
-
-/// How often the clocks are read, for the reading that took least.
-const READINGS: usize = 4;
-
-/// Writes into the ring what lies between the kernel's monotonic clock and the VM's time, which changes when the VM corrects it.
-fn tell_time(ring: &VmRing) {
-    let kernel = || {
-        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-        now.map_or(0, |now| now.tv_sec() * 1_000_000_000 + now.tv_nsec())
-    };
-    let reading = |_| {
-        let before = kernel();
-        // SAFETY: takes a number only.
-        let vm = unsafe { enif_monotonic_time(ErlNifTimeUnit::ERL_NIF_NSEC) };
-        let after = kernel();
-        (after - before, vm - (before + (after - before) / 2))
-    };
-    if let Some((_, difference)) = (0..READINGS).map(reading).min_by_key(|(took, _)| *took) {
-        // SAFETY: takes a number only.
-        ring.set_clock(difference, unsafe { enif_time_offset(ErlNifTimeUnit::ERL_NIF_NSEC) });
-    }
-}
-
-#[rustler::nif]
-fn worker_clock<'a>(worker: Term<'a>) -> NifResult<Atom> {
-    tell_time(Ref::<Worker>::of(worker)?.ring());
-    Ok(atoms::ok())
-}
-
-#[rustler::nif]
-fn worker_new<'a>(env: Env<'a>, spec: Term<'a>) -> NifResult<Term<'a>> {
-    let grants = Spec::grants(spec)?;
-    let spec = Spec::read(spec)?;
-    Ok(match Worker::new(&spec, grants) {
-        Ok(worker) => {
-            let worker = Handle::new(worker);
-            let pid = self_pid(env);
-            let owner = pid.and_then(|pid| worker.borrow().watch(env.as_c_arg(), &pid));
-            if let Some(owner) = owner {
-                let _ = worker.owner.set(owner);
-            }
-            worker.releases.listen(pid);
-            (atoms::ok(), worker.term(env)).encode(env)
-        }
-        Err(failure) => failure.term(env),
-    })
-}
-
-#[rustler::nif]
-fn worker_select<'a>(env: Env<'a>, term: Term<'a>, channel: Atom) -> NifResult<Term<'a>> {
-    let worker = Ref::<Worker>::of(term)?;
-    let message = (atoms::select(), term, channel, atoms::ready_input()).encode(env);
-    let selected = if channel == atoms::control() {
-        worker.control.select(env, worker, message)
-    } else if channel == atoms::output() {
-        worker.output.select(env, worker, message)
-    } else if channel != atoms::bell() {
-        return Err(NifError::BadArg);
-    } else if worker.bell_closed.load(Ordering::Relaxed) {
-        Ok(())
-    } else {
-        worker.bell.select(env, worker, message)
-    };
-    Ok(done(env, selected.map_err(Failure::from)))
-}
-
-#[rustler::nif]
-fn worker_receive<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
-    let worker = Ref::<Worker>::of(worker)?;
-    let packet = match packets::receive(&worker.control) {
-        Received::Packet(packet) => packet,
-        Received::Again => return Ok(atoms::again().encode(env)),
-        Received::Closed => return Ok(atoms::closed().encode(env)),
-    };
-    Ok(match control::decode::<FromWorker>(&packet) {
-        Ok(message) => {
-            let term = message_term(env, &message);
-            match message {
-                // A second one changes nothing here. Whether it was asked for, the Worker looks before it has the table used.
-                FromWorker::Loaded(loaded) => {
-                    let mut functions = worker.functions.lock();
-                    if functions.len() < LIBRARIES {
-                        functions.entry(loaded.library).or_insert(loaded.functions.into());
-                    }
-                }
-                FromWorker::Unloaded { library } => {
-                    worker.functions.lock().remove(&library);
-                    worker.forget_load_info(library);
-                }
-                FromWorker::NotLoaded { library, .. } => worker.forget_load_info(library),
-                _ => {}
-            }
-            (atoms::ok(), term).encode(env)
-        }
-        Err(error) => {
-            worker.fault();
-            Failure::protocol(error).term(env)
-        }
-    })
-}
-
-fn message_term<'a>(env: Env<'a>, message: &FromWorker) -> Term<'a> {
-    use crate::atoms as a;
-    match message {
-        FromWorker::Hello { pid, .. } => (a::hello(), pid).encode(env),
-        FromWorker::Opened(loaded) => (a::opened(), loaded_term(env, loaded)).encode(env),
-        FromWorker::Loaded(loaded) => (a::loaded(), loaded_term(env, loaded)).encode(env),
-        FromWorker::Failed(failed) => (a::failed(), failed_term(env, failed)).encode(env),
-        FromWorker::NotLoaded { library, failed } => (a::not_loaded(), library, failed_term(env, failed)).encode(env),
-        FromWorker::Unloaded { library } => (a::unloaded(), library).encode(env),
-    }
-}
-
-fn failed_term<'a>(env: Env<'a>, failed: &Failed) -> Term<'a> {
-    use crate::atoms as a;
-    let details = [
-        (a::stage(), stage(failed.stage).encode(env)),
-        (a::code(), failed.code.encode(env)),
-        (a::message(), failed.message.encode(env)),
-    ];
-    map(env, &details)
-}
-
-fn loaded_term<'a>(env: Env<'a>, loaded: &Loaded) -> Term<'a> {
-    use crate::atoms as a;
-    let functions: Vec<_> = loaded
-        .functions
-        .iter()
-        .map(|function| (function.name.as_str(), function.arity, function.flags))
-        .collect();
-    let pairs = [
-        (a::library(), loaded.library.encode(env)),
-        (a::module(), loaded.module.encode(env)),
-        (a::functions(), functions.encode(env)),
-        (a::nif_version(), (loaded.nif_major, loaded.nif_minor).encode(env)),
-        (a::missing(), loaded.missing.encode(env)),
-    ];
-    map(env, &pairs)
-}
-
-fn stage(stage: Stage) -> Atom {
-    use crate::atoms as a;
-    match stage {
-        Stage::NotFound => a::not_found(),
-        Stage::Open => a::open(),
-        Stage::NotALibrary => a::not_a_library(),
-        Stage::WrongArchitecture => a::wrong_architecture(),
-        Stage::UnresolvedSymbol => a::unresolved_symbol(),
-        Stage::NoInit => a::no_init(),
-        Stage::Init => a::init(),
-        Stage::NifVersion => a::nif_version(),
-        Stage::LoadInfo => a::load_info(),
-        Stage::LoadCallback => a::load_callback(),
-        Stage::UpgradeCallback => a::upgrade_callback(),
-        Stage::Unwanted => a::unwanted(),
-        Stage::Worker => a::worker(),
-    }
-}
-
-#[rustler::nif]
-fn worker_load<'a>(
-    env: Env<'a>,
-    worker: Term<'a>,
-    (library, replaces, asks): (u32, Option<u32>, bool),
-    path: Binary<'a>,
-    load_info: Term<'a>,
-) -> NifResult<Term<'a>> {
-    let worker = Ref::<Worker>::of(worker)?;
-    let mut kept = Vec::new();
-    let sent = scratch::encode_one(env, &worker, load_info, &mut kept, control::LOAD_INFO)
-        .map_err(|failure| match failure {
-            Failure::UnsupportedTerm { message } => Failure::Unsupported { message },
-            other => other,
-        })
-        .and_then(|load_info| {
-            // Relaxed: its owner alone says what to load.
-            let process = (!worker.begun.load(Ordering::Relaxed)).then(|| Process {
-                executors: worker.executors,
-                spin_us: worker.spin_us,
-                limits: *worker.limits(),
-                system: system(),
-            });
-            let load = Load {
-                library,
-                replaces,
-                asks,
-                process,
-                path: path.as_slice().to_vec(),
-                load_info,
-            };
-            Worker::tell(worker, env, &ToWorker::Load(load))?;
-            worker.begun.store(true, Ordering::Relaxed);
-            Ok(())
-        });
-    if sent.is_err() {
-        worker.forget(&kept);
-    } else if !kept.is_empty() {
-        worker.load_infos.lock().insert(library, kept);
-    }
-    Ok(done(env, sent))
-}
-
-#[rustler::nif]
-fn worker_proceed<'a>(env: Env<'a>, worker: Term<'a>, library: u32) -> NifResult<Term<'a>> {
-    let worker = Ref::<Worker>::of(worker)?;
-    Ok(done(env, Worker::tell(worker, env, &ToWorker::Proceed { library })))
-}
-
-#[rustler::nif]
-fn worker_unload<'a>(env: Env<'a>, worker: Term<'a>, library: u32) -> NifResult<Term<'a>> {
-    let worker = Ref::<Worker>::of(worker)?;
-    Ok(done(env, Worker::tell(worker, env, &ToWorker::Unload { library })))
-}
-
-#[rustler::nif]
-fn worker_output<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
-    let worker = Ref::<Worker>::of(worker)?;
-    let mut bytes = vec![0; OUTPUT];
-    let got = worker.output.with(|fd| nix::unistd::read(fd, &mut bytes));
-    Ok(match got {
-        Some(Ok(length @ 1..)) => {
-            let bytes = reply::bytes(env, bytes.get(..length).unwrap_or_default());
-            (atoms::ok(), bytes).encode(env)
-        }
-        Some(Err(Errno::EAGAIN | Errno::EINTR)) => atoms::again().encode(env),
-        None | Some(Ok(0) | Err(_)) => atoms::closed().encode(env),
-    })
-}
-
-#[rustler::nif]
-fn worker_close<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Term<'a>> {
-    close(env, worker, reason)
-}
-
-fn close<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Term<'a>> {
-    Ok(if Worker::close(Ref::of(worker)?, env, reason) {
-        atoms::ok().encode(env)
-    } else {
-        go_on(env, c"worker_close", close_again, &[worker, reason])
-    })
-}
-
-unsafe extern "C" fn close_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
-    // SAFETY: called by the VM with worker and reason.
-    unsafe {
-        scheduled(env, argv, |env, [worker, reason]: [Term<'_>; 2]| {
-            close(env, worker, reason)
-        })
-    }
-}
-
-#[rustler::nif]
-fn worker_ended<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Term<'a>> {
-    ended(env, worker, reason)
-}
-
-fn ended<'a>(env: Env<'a>, worker: Term<'a>, reason: Term<'a>) -> NifResult<Term<'a>> {
-    let known = (!reason.is_atom()).then_some(reason);
-    Ok(if Worker::ended(Ref::of(worker)?, env, known) {
-        atoms::ok().encode(env)
-    } else {
-        go_on(env, c"worker_ended", ended_again, &[worker, reason])
-    })
-}
-
-unsafe extern "C" fn ended_again(env: *mut ErlNifEnv, _argc: c_int, argv: *const ErlNifTerm) -> ErlNifTerm {
-    // SAFETY: called by the VM with worker and reason.
-    unsafe {
-        scheduled(env, argv, |env, [worker, reason]: [Term<'_>; 2]| {
-            ended(env, worker, reason)
-        })
-    }
-}
-
-#[rustler::nif]
-fn worker_stop<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
-    let worker = Ref::<Worker>::of(worker)?;
-    Ok(done(env, Worker::tell(worker, env, &ToWorker::Stop)))
-}
-
-#[rustler::nif]
-fn worker_awaited<'a>(worker: Term<'a>, pid: Term<'a>) -> NifResult<bool> {
-    Ok(Ref::<Worker>::of(worker)?.is_awaited(pid.as_c_arg()))
-}
-
-#[rustler::nif]
-fn worker_flush<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
-    let worker = Ref::<Worker>::of(worker)?;
-    let taken = worker.releases.take(RELEASES);
-    if !taken.is_empty() {
-        let message = ToWorker::Release { ids: taken };
-        if let Err(failure) = worker.send(&message) {
-            if let (ToWorker::Release { ids }, Failure::Busy) = (message, &failure)
-                && !worker.releases.put_back(&ids)
-            {
-                worker.fault();
-                return Ok(Failure::protocol("it does not read which objects are given back").term(env));
-            }
-            return Ok(failure.term(env));
-        }
-    }
-    Ok((atoms::ok(), worker.releases.pending()).encode(env))
-}
-
-#[rustler::nif]
-fn worker_status<'a>(env: Env<'a>, worker: Term<'a>) -> NifResult<Term<'a>> {
-    use crate::atoms as a;
-    let worker = Ref::<Worker>::of(worker)?;
-    let ring = worker.ring();
-    let executors: Vec<ExecutorStatus> = (0..worker.executors).map(|index| ring.executor(index)).collect();
-    let calls: u64 = executors
-        .iter()
-        .fold(0, |sum: u64, executor| sum.wrapping_add(executor.calls));
-    let in_progress: Vec<Option<u64>> = executors.iter().map(|executor| executor.call).collect();
-    let status = ring.status().map(|status| status_term(env, &status));
-    let lacked = ring.lacked().map(|at| monotonic().saturating_sub(at) / 1_000_000);
-    let pairs = [
-        (a::in_flight(), ring.in_flight().encode(env)),
-        (a::slots(), worker.parked.len().encode(env)),
-        (a::calls(), calls.encode(env)),
-        (a::executors(), in_progress.encode(env)),
-        (a::closed(), ring.closed().encode(env)),
-        (a::faulty(), worker.faulty.load(Ordering::Relaxed).encode(env)),
-        (a::bell_closed(), worker.bell_closed.load(Ordering::Relaxed).encode(env)),
-        (a::orphans(), worker.orphans().encode(env)),
-        (a::releases(), worker.releases.pending().encode(env)),
-        (a::status(), status.encode(env)),
-        (a::lacked_ms(), lacked.encode(env)),
-    ];
-    Ok(map(env, &pairs))
-}
-
-fn monotonic() -> u64 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
-}
-
-fn status_term<'a>(env: Env<'a>, status: &WorkerStatus) -> Term<'a> {
-    use crate::atoms as a;
-    let age = (status.beats > 0).then(|| monotonic().saturating_sub(status.beat_at) / 1_000_000);
-    let pairs = [
-        (a::beats(), status.beats.encode(env)),
-        (a::beat_age_ms(), age.encode(env)),
-        (a::resident(), status.resident.encode(env)),
-        (a::objects(), status.objects.encode(env)),
-    ];
-    map(env, &pairs)
 }
