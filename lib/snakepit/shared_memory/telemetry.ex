@@ -29,10 +29,11 @@ defmodule Snakepit.SharedMemory.Telemetry do
   @doc false
   @spec available?(map()) :: boolean()
   def available?(config),
-    # Its table is there as long as it runs; called without, it would log a warning each time.
+    # Its table is there as long as it runs; called without, it would log a warning each time. Asked first: where there is no such module,
+    # the code server would look for it in each directory of its path, which takes it milliseconds.
     do:
-      config.telemetry_enabled and Code.ensure_loaded?(:telemetry) and
-        :ets.whereis(:telemetry_handler_table) != :undefined
+      config.telemetry_enabled and :ets.whereis(:telemetry_handler_table) != :undefined and
+        Code.ensure_loaded?(:telemetry)
 
   @doc false
   @spec execute(Instance.t(), atom(), map(), map()) :: :ok
