@@ -579,6 +579,8 @@ defmodule Snakepit.Isolation.Worker do
     Pool.changed(state.shared.table)
 
     if delay == 0 do
+      # First those who have just been told of the end: a start takes a while, and they may be on this scheduler.
+      :erlang.yield()
       start(state)
     else
       Process.send_after(self(), :restart, delay)
