@@ -128,6 +128,8 @@ defmodule Snakepit.Isolation.Worker do
       crashes: [],
       # When the worker was told last of objects that the VM has let go of.
       flushed: System.monotonic_time(:millisecond) - @gathering,
+      # A message that has it told again is on its way.
+      flushing: false,
       health: nil
     }
 
@@ -199,17 +201,14 @@ defmodule Snakepit.Isolation.Worker do
 
   def handle_info({:tick, token}, %{token: token} = state) when token != nil, do: {:noreply, tick(state)}
 
-  def handle_info({:flush, token}, %{token: token} = state) when token != nil, do: {:noreply, flush(state)}
+  def handle_info({:flush, token}, %{token: token} = state) when token != nil,
+    do: {:noreply, flush(%{state | flushing: false})}
 
   # The garbage collector has found handles. The worker is told at once, as a destructor runs at once in the VM; of those that come soon after, together.
-  def handle_info(:released, %{token: token, flushed: last} = state) when token != nil do
+  def handle_info(:released, %{token: token, flushing: false, flushed: last} = state) when token != nil do
     case last + @gathering - System.monotonic_time(:millisecond) do
-      wait when wait > 0 ->
-        Process.send_after(self(), {:flush, token}, wait)
-        {:noreply, state}
-
-      _long_ago ->
-        {:noreply, flush(state)}
+      wait when wait > 0 -> {:noreply, flush_later(state, wait)}
+      _long_ago -> {:noreply, flush(state)}
     end
   end
 
@@ -258,6 +257,7 @@ defmodule Snakepit.Isolation.Worker do
         loading: %Loading{},
         doubt: nil,
         full: false,
+        flushing: false,
         health: %Health{}
     }
 
@@ -641,10 +641,18 @@ defmodule Snakepit.Isolation.Worker do
 
     case Native.worker_flush(state.native) do
       {:ok, left} when left > 0 -> flush(state)
-      {:error, {:busy, _}} -> Process.send_after(self(), {:flush, state.token}, @pause) && state
+      {:error, {:busy, _}} -> flush_later(state, @pause)
       {:error, {:protocol, details}} -> lied(state, details)
       _done_or_closed -> state
     end
+  end
+
+  # Of these messages there is one at a time, or a worker that does not read would be told more and more often.
+  defp flush_later(%{flushing: true} = state, _wait), do: state
+
+  defp flush_later(state, wait) do
+    Process.send_after(self(), {:flush, state.token}, wait)
+    %{state | flushing: true}
   end
 
   defp watch(%{shared: %{options: options}} = state, status) do

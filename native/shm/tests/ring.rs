@@ -216,6 +216,27 @@ fn an_answer_that_nobody_takes_is_shown_once() {
 }
 
 #[test]
+fn answers_that_nobody_takes_are_shown_a_few_at_a_time() {
+    let mut both = Both::new(Plan::default());
+    let heard = Arc::new(Mutex::new(0));
+    let hears = Arc::clone(&heard);
+    both.vm.unheard(move |_, _| *hears.lock().unwrap() += 1);
+    let calls: Vec<_> = (0..40).map(|n| both.publish(n)).collect();
+    for call in calls {
+        both.vm.abandon(call);
+    }
+    for _ in 0..40 {
+        let job = both.job();
+        both.worker.answer(0, job, 0, b"x").unwrap();
+    }
+    let shown = || std::mem::take(&mut *heard.lock().unwrap());
+    both.vm.drain(40, |_| ()).unwrap();
+    assert_eq!(shown(), 16);
+    assert_eq!((both.vm.in_flight(), shown()), (8, 16));
+    assert_eq!((both.vm.in_flight(), shown()), (0, 8));
+}
+
+#[test]
 fn the_death_of_the_worker_reports_everybody() {
     let both = Both::new(Plan::default());
     let calls: Vec<_> = (0..4).map(|n| both.publish(n)).collect();

@@ -191,6 +191,47 @@ fn a_library_that_the_environment_says_where_to_find() {
     assert!(!finds(Path::new("/nonexistent")));
 }
 
+// As `man ld.so` has it: DT_RPATH, LD_LIBRARY_PATH, DT_RUNPATH.
+#[test]
+fn directories_of_the_library_and_of_the_environment() {
+    let own = library::library("ordered_inner", "int ordered_inner(void) { return 1; }").with_extension("so");
+    let given = own.with_file_name("ordered_given");
+    std::fs::create_dir_all(&given).unwrap();
+    std::fs::copy(&own, given.join("ordered_inner.so")).unwrap();
+    let code = "extern int ordered_inner(void); int ordered(void) { return ordered_inner(); }";
+    let source = library::library("ordered", code);
+    for (tags, first) in [
+        ("--disable-new-dtags", own.clone()),
+        ("--enable-new-dtags", given.join("ordered_inner.so")),
+    ] {
+        let outer = source.with_file_name("ordered_linked.so");
+        let linked = Command::new("cc")
+            .args(["-shared", "-fPIC", &format!("-Wl,{tags},-rpath,$ORIGIN"), "-o"])
+            .arg(&outer)
+            .arg(source.with_extension("c"))
+            .arg("-L")
+            .arg(own.parent().unwrap())
+            .arg("-l:ordered_inner.so")
+            .status()
+            .unwrap();
+        assert!(linked.success());
+        let checked = Command::new(env!("CARGO_BIN_EXE_snakepit_worker"))
+            .arg("check")
+            .arg(&outer)
+            .args(["", ""])
+            .env("LD_LIBRARY_PATH", &given)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(checked.status.success(), "{checked:?}");
+        let place = first.as_os_str().as_encoded_bytes();
+        assert!(
+            checked.stdout.windows(place.len()).any(|bytes| bytes == place),
+            "{tags}"
+        );
+    }
+}
+
 #[test]
 fn names_that_are_looked_up_and_a_name_among_the_constants() {
     let code = "const char *names[] = {\"enif_make_int\", \"enif_of_tomorrow\", \"the_module\"}; int nif_init(void) { return 0; }";

@@ -119,6 +119,84 @@ defmodule Snakepit.Isolation.ResourceTest do
     assert %{restarts: 0} = worker(library)
   end
 
+  # The answers take more than a scheduler has time for, and are decoded again on a dirty one.
+  test "objects in answers with many of them live until their handles are collected" do
+    library = load!(:adder)
+
+    handles =
+      for _ <- 1..5, count <- [210, 290, 700] do
+        {:ok, results} = Isolation.call_many(library, :cells_new, List.duplicate([count], 30))
+        handles = for {:ok, handles} <- results, handle <- handles, do: handle
+        assert length(handles) == 30 * count
+        # What was given back in between would be gone by now.
+        :erlang.garbage_collect()
+        handles
+      end
+
+    count = length(List.flatten(handles))
+    # One more that is dropped: when it has gone, so has whatever was given back before.
+    aside(fn -> Isolation.call!(library, :cell_get, [Isolation.call!(library, :cell_new, [1])]) end)
+    eventually(fn -> Isolation.call!(library, :cells, []) <= count end)
+    assert Isolation.call!(library, :cells, []) == count
+    for some <- handles, handle <- Enum.take_every(some, 100), do: Isolation.call!(library, :cell_get, [handle])
+  end
+
+  test "a caller that is killed while it takes an answer with many objects leaves none" do
+    library = load!(:adder)
+
+    for ms <- 0..20 do
+      caller = spawn(fn -> for _ <- 1..100, do: Isolation.call(library, :cells_new, [3_000]) end)
+      Process.sleep(ms)
+      Process.exit(caller, :kill)
+    end
+
+    # 0 if no more than its own: a destructor runs after the answer that counts.
+    eventually(fn -> Isolation.call!(library, :cells, [], timeout: 30_000) == 0 end, 30_000)
+    assert %{restarts: 0} = worker(library)
+  end
+
+  test "a worker that does not read is told of dropped handles again at one pace" do
+    library = load!(:adder, heartbeat_timeout: :infinity)
+
+    holders =
+      aside(fn ->
+        handles = Isolation.call!(library, :cells_new, [60_000])
+        for some <- Enum.chunk_every(handles, 1_000), do: spawn(fn -> hold(some) end)
+      end)
+
+    {server, os_pid} = {server(library), os_pid(library)}
+    signal(os_pid, "STOP")
+    :erlang.trace(server, true, [:receive])
+    began = System.monotonic_time(:millisecond)
+
+    for holder <- holders do
+      Process.exit(holder, :kill)
+      Process.sleep(5)
+    end
+
+    :erlang.trace(server, false, [:receive])
+    # One each 10 ms, and the tick's.
+    most = div(System.monotonic_time(:millisecond) - began, 10) + 2
+    assert told_again(server, 0) in 2..most
+    signal(os_pid, "CONT")
+    eventually(fn -> Isolation.call!(library, :cells, []) == 0 end, 10_000)
+  end
+
+  defp hold(handles) do
+    receive do
+      :never -> handles
+    end
+  end
+
+  defp told_again(server, count) do
+    receive do
+      {:trace, ^server, :receive, {:flush, _}} -> told_again(server, count + 1)
+      {:trace, ^server, :receive, _} -> told_again(server, count)
+    after
+      0 -> count
+    end
+  end
+
   test "a handle that never leaves the worker is none" do
     library = load!(:cpp)
 

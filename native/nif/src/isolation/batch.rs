@@ -230,7 +230,7 @@ impl<'a> Stretch<'a, '_> {
                 Look::Answered(answer) => answer.length as usize,
                 Look::Dead { .. } | Look::Fault(_) => 0,
             };
-            if length > ON_SCHEDULER && self.place == Where::Scheduler {
+            if (length > ON_SCHEDULER || flight.is_dear()) && self.place == Where::Scheduler {
                 return (collected, Some(Stop::Large));
             }
             let Some(flight) = self.flights.pop_front() else { break };

@@ -43,18 +43,24 @@ impl Met {
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Each time that one stands there.
+    pub const fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 impl Effort {
+    /// `met` is kept until the payload is decoded.
     #[inline]
-    pub fn on_scheduler() -> Self {
+    pub fn on_scheduler(met: &Met) -> Self {
         Effort {
             most: MOST,
-            ..Effort::unbounded(&Met::default())
+            ..Effort::unbounded(met)
         }
     }
 
-    /// `met` is kept until the payload is decoded.
+    /// As on a scheduler, all of it.
     #[inline]
     pub fn unbounded(met: &Met) -> Self {
         Effort {

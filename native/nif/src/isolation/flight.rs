@@ -36,7 +36,8 @@ pub struct Flight {
     /// Seen answered.
     due: Cell<bool>,
     queue: Cell<Queue>,
-    /// Of its answer, which was too much for a scheduler.
+    /// Its answer was too much for a scheduler, which met these objects in it.
+    dear: bool,
     met: Met,
 }
 
@@ -262,14 +263,22 @@ impl Flight {
             parked: Cell::new(false),
             due: Cell::new(false),
             queue: Cell::new(Queue::Unknown),
+            dear: false,
             met: Met::default(),
         }
     }
 
     /// As a flight whose answer takes more than a scheduler has time for.
     pub fn having_met(mut self, met: Met) -> Self {
+        self.dear = true;
         self.met = met;
         self
+    }
+
+    /// Whether its answer has been found to take more than a scheduler has time for. It is not tried there again.
+    #[inline]
+    pub fn is_dear(&self) -> bool {
+        self.dear
     }
 
     /// Whether nothing is left of what the worker has said before this answer.
@@ -427,7 +436,7 @@ impl Flight {
             return Ok(atoms::retry().encode(env));
         };
         let mut effort = match place {
-            Where::Scheduler => Effort::on_scheduler(),
+            Where::Scheduler => Effort::on_scheduler(&self.met),
             Where::Dirty => Effort::unbounded(&self.met),
         };
         let source = self.worker.ring().source(&call, answer);
@@ -442,9 +451,9 @@ impl Flight {
                     decoded
                 });
                 if is_dear(&decoded) {
-                    self.met = effort.met(env.as_c_arg());
+                    let met = effort.met(env.as_c_arg());
                     self.call = Some(call);
-                    return Err(self);
+                    return Err(self.having_met(met));
                 }
                 // SAFETY: just made in this environment.
                 match decoded.map(|term| unsafe { Term::new(env, term) }) {
@@ -519,7 +528,11 @@ impl Drop for Flight {
             if self.met.is_empty() {
                 self.worker.ring().abandon(call);
             } else {
-                // It is answered, and the objects in it that were met have been made: they are given back as such.
+                // It is answered. The objects in it that were met have been made, and are given back as such; those behind are not.
+                if let Ok(Poll::Answered(answer)) = self.worker.ring().poll(&call) {
+                    let source = self.worker.ring().source(&call, &answer);
+                    scratch::give_back_untaken(self.worker.releases(), &source, self.met.len());
+                }
                 self.worker.ring().release(call);
             }
             // It may be worked on, and what it is called with kept.

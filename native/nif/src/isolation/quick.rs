@@ -2,7 +2,7 @@
 //! caller spins. No reference is counted, no lock but the pool's read lock is taken, nothing is allocated. Whatever is different takes
 //! the way in `call.rs`, from the beginning or from where this one has got to.
 
-use super::effort::Effort;
+use super::effort::{Effort, Met};
 use super::failure::{Failure, is_dear};
 use super::flight::{Elements, Flight};
 use super::handle::Handle;
@@ -101,7 +101,7 @@ fn go<'a>(
     match look(ring, &call, if waits { EAGER } else { 1 }) {
         Some(answer) if answer.length <= ANSWER && matches!(answer.status, status::VALUE | status::RAISED) => {
             let source = ring.source(&call, &answer);
-            let mut effort = Effort::on_scheduler();
+            let mut effort = Effort::on_scheduler(&Met::default());
             let decoded = scratch.decode(env.as_c_arg(), worker, &source, &mut effort);
             if effort.work() > 0 {
                 scratch.spend(env, effort.work() as u32);

@@ -237,7 +237,7 @@ impl Intake {
 
     /// A term that is decoded on a scheduler, unless it turns out to be too much for that.
     fn small(&mut self, worker: Ref<'_, Worker>, env: Env<'_>, action: Action, bytes: &[u8]) -> Result<Done> {
-        let mut effort = Effort::on_scheduler();
+        let mut effort = Effort::on_scheduler(&Met::default());
         let raw = self.env.as_c_arg();
         let decoded = scratch::decode_counted(raw, Some(&worker), worker.limits(), bytes, &mut effort);
         self.works(env, effort.work());

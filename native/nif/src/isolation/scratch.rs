@@ -311,11 +311,18 @@ fn give_back_rest<S: Source>(worker: &Worker, error: &DecodeError<Unmakeable>, e
 }
 
 /// The terms of an answer that are looked at for objects when nobody takes it: some 0.2 ms, on whatever scheduler finds it.
-const UNHEARD: u64 = 1 << 14;
+const UNTAKEN: u64 = 1 << 14;
 
-/// Gives back the objects of an answer that nobody takes: the worker has counted them. They end with the worker if they lie far behind.
-pub fn give_back_unheard(releases: &Releases, answer: &Answer<'_>) {
-    snakepit_wire::objects(&mut AnswerSource::new(answer), UNHEARD, |id| releases.give_back(id));
+/// Gives back the objects of an answer that nobody takes, but for the first `made`: the worker has counted them. They end with the worker if they
+/// lie far behind.
+pub fn give_back_untaken(releases: &Releases, answer: &Answer<'_>, made: usize) {
+    let mut place = 0;
+    snakepit_wire::objects(&mut AnswerSource::new(answer), UNTAKEN, |id| {
+        place += 1;
+        if place > made {
+            releases.give_back(id);
+        }
+    });
 }
 
 /// A large answer: small pieces through a private chunk, bulk straight to where it goes. No byte is read twice.

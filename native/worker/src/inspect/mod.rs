@@ -181,16 +181,16 @@ fn providers(
     let mut queue = VecDeque::new();
     let mut enqueue = |image: &Image<'_>, symbols: &Symbols<'_>, by: &Path, queue: &mut VecDeque<_>| {
         // Shared by all that this one needs: it may be long.
-        let search: Option<Rc<str>> = symbols.search_path(image).map(Rc::from);
+        let search = Rc::new(symbols.search(image));
         for name in symbols.needed(image) {
             if seen.len() < MOST_LIBRARIES && seen.insert(name.clone()) {
-                queue.push_back((name, by.to_owned(), search.clone()));
+                queue.push_back((name, by.to_owned(), Rc::clone(&search)));
             }
         }
     };
     enqueue(image, symbols, path, &mut queue);
     while let Some((name, by, search)) = queue.pop_front() {
-        let place = places.find(&name, &by, search.as_deref());
+        let place = places.find(&name, &by, &search);
         let bytes = place.as_deref().and_then(|place| files.open(place));
         needed.push((name.clone(), place.clone()));
         let Some((image, place)) = bytes.and_then(|bytes| Image::parse(bytes).ok()).zip(place) else {

@@ -1,6 +1,7 @@
 //! Where the libraries are that a library needs, as the dynamic linker would look for them in a worker. None is opened but to
 //! read it.
 
+use super::symbols::Search;
 use std::path::{Path, PathBuf};
 
 /// How the linker's cache marks libraries of this processor, and Debian's directory of them.
@@ -28,20 +29,24 @@ impl Places {
         }
     }
 
-    /// The file of a library that `by` needs and has a search path for.
-    pub fn find(&self, name: &str, by: &Path, search: Option<&str>) -> Option<PathBuf> {
+    /// The file of a library that `by` needs and has directories for.
+    pub fn find(&self, name: &str, by: &Path, search: &Search) -> Option<PathBuf> {
         if name.contains('/') {
             return existing(PathBuf::from(name));
         }
         let origin = by.parent().unwrap_or(Path::new("/")).to_string_lossy();
-        let own = search.unwrap_or_default().split(':').filter(|part| !part.is_empty());
-        own.map(|part| part.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin))
-            .chain(
-                self.given
-                    .split([':', ';'])
-                    .filter(|part| !part.is_empty())
-                    .map(str::to_owned),
-            )
+        let own = search.path.split(':');
+        let own = own.map(|part| part.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin));
+        let given = self.given.split([':', ';']).map(str::to_owned);
+        let in_order: [&mut dyn Iterator<Item = String>; 2] = if search.first {
+            [&mut { own }, &mut { given }]
+        } else {
+            [&mut { given }, &mut { own }]
+        };
+        in_order
+            .into_iter()
+            .flatten()
+            .filter(|directory| !directory.is_empty())
             .find_map(|directory| existing(Path::new(&directory).join(name)))
             .or_else(|| existing(self.cached(name)?))
             .or_else(|| {

@@ -33,6 +33,14 @@ pub struct Symbols<'a> {
     strings: &'a [u8],
 }
 
+/// The directories that a library has for those that it needs.
+#[derive(Debug, Default)]
+pub struct Search {
+    pub path: String,
+    /// They come before those of `LD_LIBRARY_PATH`, and not after.
+    pub first: bool,
+}
+
 impl<'a> Symbols<'a> {
     /// None: the tables are not where the file says that they are.
     pub fn read(image: &Image<'a>) -> Option<Self> {
@@ -100,10 +108,12 @@ impl<'a> Symbols<'a> {
     }
 
     /// Where it wants them to be looked for. The older of the two tags counts only without the newer one.
-    pub fn search_path(&self, image: &Image<'a>) -> Option<String> {
-        self.texts(image, DT_RUNPATH, LONGEST_NAME)
-            .pop()
-            .or_else(|| self.texts(image, DT_RPATH, LONGEST_NAME).pop())
+    pub fn search(&self, image: &Image<'a>) -> Search {
+        if let Some(path) = self.texts(image, DT_RUNPATH, LONGEST_NAME).pop() {
+            return Search { path, first: false };
+        }
+        let path = self.texts(image, DT_RPATH, LONGEST_NAME).pop().unwrap_or_default();
+        Search { path, first: true }
     }
 
     /// Where its names lie, as an address range within the file's bytes.

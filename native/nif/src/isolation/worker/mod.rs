@@ -162,7 +162,7 @@ impl Worker {
         let unheard = Arc::clone(&releases);
         ring.unheard(move |answer, source| {
             if matches!(answer.status & !status::QUEUED, status::VALUE | status::RAISED) {
-                scratch::give_back_unheard(&unheard, source);
+                scratch::give_back_untaken(&unheard, source, 0);
             }
         });
         let (control, their_control) = packets::pair()?;

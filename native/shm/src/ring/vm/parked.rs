@@ -1,5 +1,6 @@
 //! Callers that sleep until their answer is there, and how they are found when the worker rings or is dead.
 
+use super::release::RECLAIMED;
 use super::{ABANDONED, COMMITTED, Call, PARKED, PUBLISHED, STATE, STATE_BITS, VmRing};
 use crate::ring::Fault;
 use crate::ring::atomic::{Ordering, fence};
@@ -64,7 +65,7 @@ impl VmRing {
     pub fn drain(&self, rings: u64, mut report: impl FnMut(Woken)) -> std::result::Result<usize, Fault> {
         let mut queue = self.completions.lock();
         queue.rings = queue.rings.saturating_add(rings);
-        let mut reported = 0;
+        let (mut reported, mut reclaimed) = (0, 0);
         for _ in 0..self.layout.completion_cells {
             // Acquire: pairs with the executor's Release: the answer is visible with the entry.
             let entry = self
@@ -76,14 +77,14 @@ impl VmRing {
             }
             queue.head += 1;
             let index = entry as usize & (self.records.len() - 1);
-            reported += usize::from(self.report(index, &mut report));
+            reported += usize::from(self.report(index, &mut report, &mut reclaimed));
         }
         // An entry may still be being written, the queue may have gone around, the worker may lie: look for ourselves.
         if (reported as u64) < rings {
             // In this order: whatever was put into the queue before the entry that we go on with is answered by now.
             self.catch_up(&mut queue);
             for index in 0..self.records.len() {
-                reported += usize::from(self.report(index, &mut report));
+                reported += usize::from(self.report(index, &mut report, &mut reclaimed));
             }
         }
         // Relaxed: the worker can have rung for a park only after it. Rings for records that are being taken are among the spare
@@ -111,8 +112,8 @@ impl VmRing {
         }
     }
 
-    /// Reports a slot's caller if it is parked and answered; frees the slot if nobody waits for it.
-    fn report(&self, index: usize, report: &mut impl FnMut(Woken)) -> bool {
+    /// Reports a slot's caller if it is parked and answered; frees the slot if nobody waits for it, or leaves that to the next look.
+    fn report(&self, index: usize, report: &mut impl FnMut(Woken), reclaimed: &mut usize) -> bool {
         let record = &self.records[index];
         // Acquire: pairs with the Release in `park`.
         let current = record.state.load(Ordering::Acquire);
@@ -120,7 +121,9 @@ impl VmRing {
         match current & STATE {
             PARKED => self.answered(index as u16, number) && self.commit(index, current, report),
             ABANDONED => {
-                self.reclaim_one(record, index as u16);
+                if *reclaimed < RECLAIMED {
+                    *reclaimed += usize::from(self.reclaim_one(record, index as u16));
+                }
                 false
             }
             _ => false,

@@ -16,6 +16,10 @@ pub enum Cancel {
     Committed(Call),
 }
 
+/// Slots that come back at a time, if their callers are gone: their answers are looked through (`unheard`), by somebody who has not got all
+/// day.
+pub(super) const RECLAIMED: usize = 16;
+
 impl VmRing {
     /// The caller does not want the answer any more.
     pub fn cancel(&self, call: Call) -> Cancel {
@@ -122,7 +126,7 @@ impl VmRing {
         }
     }
 
-    /// Frees the slots whose callers are gone and which are answered; says how many.
+    /// Frees slots whose callers are gone and which are answered, [`RECLAIMED`] of them; says how many.
     pub(super) fn reclaim(&self) -> usize {
         if self.abandoned.load(Ordering::Relaxed) == 0 {
             return 0;
@@ -130,6 +134,7 @@ impl VmRing {
         let slots = self.records.iter().enumerate();
         slots
             .filter(|(index, record)| self.reclaim_one(record, *index as u16))
+            .take(RECLAIMED)
             .count()
     }
 
