@@ -75,7 +75,7 @@ defmodule Snakepit.Isolation.Pool do
     :ets.insert(shared.table, {:pool, self()})
     # A library that could not be loaded again after its supervisor was killed, or whose loader died early.
     if shared.mode == :on_demand, do: Process.send_after(self(), :wanted?, shared.options.load_timeout + @courtesy)
-    {:ok, look(%{shared: shared, library: nil, loaders: %{}, waiting: [], count: 0})}
+    {:ok, look(%{shared: shared, library: nil, taken: false, loaders: %{}, waiting: [], count: 0})}
   end
 
   @impl true
@@ -166,10 +166,10 @@ defmodule Snakepit.Isolation.Pool do
           Library.put_entry(shared.table, %{entry | library: library, loaded: loaded})
           # Once for a library, not for each of its Pools.
           if :ets.insert_new(shared.table, {:warned, true}), do: warn(library, loaded.missing)
-          %{state | library: library}
+          %{state | library: library, taken: false}
 
         {:error, :taken} ->
-          state
+          %{state | taken: true}
       end
     else
       state
@@ -189,14 +189,14 @@ defmodule Snakepit.Isolation.Pool do
   defp settle(%{loaders: loaders} = state) when loaders == %{}, do: state
 
   defp settle(state) do
-    rows = rows(state)
-    failed = Enum.find_value(rows, & &1.error)
+    failed = Enum.find_value(rows(state), & &1.error)
 
     answer =
       cond do
         state.library -> {:ok, state.library}
         failed -> {:error, failed}
-        length(rows) == state.shared.options.workers and Enum.all?(rows, & &1.loaded) -> {:error, taken(state.shared)}
+        state.taken -> {:error, taken(state.shared)}
+        # The rows may say more by now than when they were looked at: that is told next.
         true -> nil
       end
 
