@@ -151,20 +151,7 @@ impl VmRing {
         }
         Ok(VmRing {
             fd: Mutex::new(Some(Arc::new(fd))),
-            memory: OwnLine(Arc::new(memory)),
-            records: records(plan),
-            closed: AtomicBool::new(false),
-            free: free_bits(plan),
-            tail: OwnLine(AtomicU64::new(0)),
-            parks: OwnLine(AtomicU64::new(0)),
-            abandoned: AtomicUsize::new(0),
-            completions: Mutex::new(Completions { head: 0, rings: 0 }),
-            events: Mutex::new(Events::new()),
-            events_head: AtomicU64::new(0),
-            events_taken: AtomicU64::new(0),
-            spill: Mutex::new(Ranges::new(plan.spill_bytes)),
-            unheard: Unheard::default(),
-            layout,
+            ..VmRing::over(Arc::new(memory), layout)
         })
     }
 
@@ -177,7 +164,12 @@ impl VmRing {
             memory: Arc::clone(&memory),
             layout,
         };
-        let ring = VmRing {
+        Ok((VmRing::over(memory, layout), handover))
+    }
+
+    fn over(memory: Arc<Memory>, layout: Layout) -> Self {
+        let plan = layout.plan;
+        VmRing {
             memory: OwnLine(memory),
             records: records(plan),
             closed: AtomicBool::new(false),
@@ -192,8 +184,9 @@ impl VmRing {
             spill: Mutex::new(Ranges::new(plan.spill_bytes)),
             unheard: Unheard::default(),
             layout,
-        };
-        Ok((ring, handover))
+            #[cfg(not(loom))]
+            fd: Mutex::new(None),
+        }
     }
 
     pub fn plan(&self) -> Plan {
